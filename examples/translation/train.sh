@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Trains one model of the comparison on Multi30k:
+#     bash examples/translation/train.sh NAME
+# NAME: transformer (fairseq's own), or what to put into the self-attentions of encoder and
+# decoder: random, random+dot_product, 'dot_product*2,random*2' ... Same shapes, budget and
+# seed for all. A second call goes on where the first one stopped. Environment variables:
+#     DATA=examples/translation/work/data/bin   CKPT=examples/translation/work/ckpt
+#     UPDATES=1500  SEED=1  THREADS=1  GPU=     (GPU=1: on the GPU)
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+WORK="$ROOT/examples/translation/work"
+
+fail() {
+    echo "train.sh: error: $*" >&2
+    exit 1
+}
+
+NAME="${1:-}"
+[ $# -eq 1 ] && [ -n "$NAME" ] || fail "one name is needed: transformer, random, random+dot_product ..."
+[[ "$NAME" != */* ]] || fail "$NAME: a name has no slash"
+: "${DATA:=$WORK/data/bin}" "${CKPT:=$WORK/ckpt}" "${UPDATES:=1500}" "${SEED:=1}" "${THREADS:=1}"
+for variable in UPDATES SEED THREADS; do
+    [[ "${!variable}" =~ ^[1-9][0-9]{0,8}$ ]] || fail "$variable=${!variable}: must be a positive number"
+done
+[ -e "$DATA/dict.de.txt" ] || fail "DATA=$DATA holds no fairseq data: first prepare_multi30k.py"
+
+if [ "$NAME" = transformer ]; then
+    MODEL=(--arch transformer)
+else
+    MODEL=(--arch synth_transformer_tiny
+        --encoder-self-attention "$NAME" --decoder-self-attention "$NAME")
+fi
+DEVICE=(--cpu)
+[ -z "${GPU:-}" ] || DEVICE=()
+
+source "$ROOT/examples/environment.sh"
+export OMP_NUM_THREADS="$THREADS"
+mkdir -p "$CKPT/$NAME"
+fairseq-train "$DATA" --user-dir "$ROOT/fairseq_synth" "${MODEL[@]}" \
+    --encoder-layers 4 --decoder-layers 4 --encoder-embed-dim 128 --encoder-ffn-embed-dim 256 \
+    --encoder-attention-heads 4 --decoder-attention-heads 4 \
+    --task translation --source-lang en --target-lang de --share-all-embeddings --dropout 0.3 \
+    --optimizer adam --adam-betas '(0.9, 0.98)' --lr 0.005 --lr-scheduler inverse_sqrt \
+    --warmup-updates 500 --warmup-init-lr 1e-7 \
+    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
+    --max-tokens 4096 --max-update "$UPDATES" --seed "$SEED" --required-batch-size-multiple 1 \
+    --keep-last-epochs 5 --no-progress-bar --log-interval 50 \
+    "${DEVICE[@]}" --save-dir "$CKPT/$NAME" 2>&1 | tee -a "$CKPT/$NAME/train.log"

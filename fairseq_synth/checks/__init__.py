@@ -1,0 +1,9 @@
+"""The invariants every attention must keep, as code that users can run on a scorer of their own.
+
+``fairseq-synth check SPEC`` runs them all; the test suite runs them over the registry.
+"""
+
+from fairseq_synth.checks.case import Case
+from fairseq_synth.checks.invariants import INVARIANTS, Outcome, run
+
+__all__ = ["INVARIANTS", "Case", "Outcome", "run"]

@@ -1,0 +1,342 @@
+"""The invariants (naive reference, padding, causality, cached decoding, ...), each a function of a :class:`Case`.
+
+An invariant returns the largest error it saw; the runner compares it with the tolerance. In float64 the tolerance
+is tight, so that an error of principle cannot hide behind rounding.
+"""
+
+import io
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from fairseq_synth.checks.case import (
+    LENGTHS,
+    MAX_LENGTH,
+    Case,
+    padding_mask,
+    shift_left_padding,
+    states,
+    tokens,
+)
+from fairseq_synth.errors import UsageError
+from fairseq_synth.modules.attention import SynthAttention
+from fairseq_synth.modules.positions import Positions
+
+ALL_SIDES = ("encoder", "decoder", "cross")
+EXACT = 1e-9  # float64, unit-scale inputs
+
+
+class Outcome(NamedTuple):
+    """What an invariant found. error is None where it did not apply; detail says why, or what failed."""
+
+    name: str
+    side: str
+    error: Optional[float]
+    tolerance: float
+    detail: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.error is None or self.error <= self.tolerance
+
+
+class Invariant(NamedTuple):
+    name: str
+    says: str
+    check: Callable[[Case], float]
+    sides: Tuple[str, ...]
+    tolerance: float
+
+
+class NotApplicable(Exception):
+    """Raised by an invariant that says nothing about this case."""
+
+
+INVARIANTS: Dict[str, Invariant] = {}
+
+
+def invariant(says: str, sides: Tuple[str, ...] = ALL_SIDES, tolerance: float = EXACT):
+    def register(check: Callable[[Case], float]) -> Callable[[Case], float]:
+        INVARIANTS[check.__name__] = Invariant(check.__name__, says, check, sides, tolerance)
+        return check
+
+    return register
+
+
+def run(spec: str, sides: Tuple[str, ...] = ALL_SIDES, options: Tuple[Tuple[str, Any], ...] = ()) -> Iterator[Outcome]:
+    """Check one spec; yields an outcome per invariant and side."""
+    for inv in INVARIANTS.values():
+        for side in (s for s in sides if s in inv.sides):
+            yield check_one(inv, Case(spec, side, options))
+
+
+def check_one(inv: Invariant, case: Case) -> Outcome:
+    try:
+        return Outcome(inv.name, case.side, float(inv.check(case)), inv.tolerance)
+    except NotApplicable as reason:
+        return Outcome(inv.name, case.side, None, inv.tolerance, str(reason))
+    except Exception as error:  # a scorer that crashes has failed the check, and the others still run
+        detail = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Outcome(inv.name, case.side, float("inf"), inv.tolerance, detail)
+
+
+# ---------------------------------------------------------------------- helpers
+def _gap(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape:
+        raise ValueError(f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
+    difference = (a.double() - b.double()).abs()
+    return float("inf") if not bool(torch.isfinite(difference).all()) else float(difference.max())
+
+
+def _attend(attention: SynthAttention, x: Tensor, **options: Any) -> Tensor:
+    """The attention's output, x also serving as the encoder's output in cross-attention."""
+    return attention(x, x, x, need_weights=False, **options)[0]
+
+
+def _sentences(x: Tensor, lengths: Tuple[int, ...] = LENGTHS) -> List[Tensor]:
+    return [x[:n, b : b + 1] for b, n in enumerate(lengths)]
+
+
+def _model_inputs(left: bool = False) -> Tuple[Tensor, Tensor]:
+    target = tokens((6, 4, 3), pad_left=False, seed=9)
+    target[:, 0] = 2
+    return tokens(pad_left=left), target
+
+
+def _decode(model: Any, source: Tensor, target: Tensor) -> Tensor:
+    return model(source, source.ne(1).sum(1), target)[0]
+
+
+# ---------------------------------------------------------------------- the invariants
+@invariant("equals a loop over sentences, heads and tokens")
+def reference(case: Case) -> float:
+    attention = case.attention()
+    x = states(max(LENGTHS), len(LENGTHS))
+    worst = 0.0
+    for sentence in _sentences(x):
+        worst = max(worst, _gap(_attend(attention, sentence), naive_attention(attention, sentence)))
+    return worst
+
+
+def naive_attention(attention: SynthAttention, x: Tensor) -> Tensor:
+    """T x 1 x C -> T x 1 x C, one token and one head at a time, from the scorer's rows."""
+    steps, heads, size = x.size(0), attention.num_heads, attention.head_dim
+    values = attention.v_proj(x).view(steps, heads, size)
+    needs_keys = attention.scorer.needs_keys
+    keys = attention._heads(attention.k_proj(x)) if needs_keys else None
+    out = torch.zeros(steps, heads, size, dtype=x.dtype)
+    for t in range(steps):
+        query = attention._heads(attention.q_proj(x[t : t + 1])) * size**-0.5 if needs_keys else None
+        row = attention.scorer(x[t : t + 1], query, keys, Positions(t, 1, steps)).view(heads, steps)
+        seen = t + 1 if attention.causal else steps
+        for h in range(heads):
+            weights = [torch.exp(row[h, s] - row[h, :seen].max()) for s in range(seen)]
+            out[t, h] = sum(weights[s] * values[s, h] for s in range(seen)) / sum(weights)
+    return attention.out_proj(out.view(steps, 1, heads * size))
+
+
+@invariant("pads on the left, on the right, or anywhere change nothing")
+def padding(case: Case) -> float:
+    x = states(max(LENGTHS), len(LENGTHS))
+    right = _attend(case.attention(right_padded=True), x, key_padding_mask=padding_mask())
+    anywhere = _attend(case.attention(), x, key_padding_mask=padding_mask())
+    left = _attend(case.attention(), shift_left_padding(x), key_padding_mask=padding_mask(left=True))
+    # in cross-attention the queries are tokens of the other language: they move with their rows
+    worst = 0.0
+    for b, n in enumerate(LENGTHS):
+        if case.side != "cross":
+            worst = max(worst, _gap(left[-n:, b], right[:n, b]))
+        worst = max(worst, _gap(anywhere[:n, b], right[:n, b]))
+    source, target = _model_inputs()
+    model, real = case.model(), target.ne(1)
+    expected = _decode(model, source, target)[real]
+    shifted = _decode(model, _model_inputs(left=True)[0], target)[real]
+    left_target = tokens((6, 4, 3), pad_left=True, seed=9)
+    for row, n in enumerate((6, 4, 3)):
+        left_target[row, -n] = 2
+    both = _decode(model, _model_inputs(left=True)[0], left_target)[left_target.ne(1)]
+    return max(worst, _gap(shifted, expected), _gap(both, expected))
+
+
+@invariant("no output depends on a later token", sides=("decoder", "cross"))
+def causality(case: Case) -> float:
+    model = case.model()
+    source, target = tokens((7, 7)), tokens((6, 6), seed=9)
+    before = _decode(model, source, target)
+    worst = 0.0
+    for t in range(target.size(1)):
+        changed = target.clone()
+        changed[:, t] = 4 + (changed[:, t] - 3) % 20
+        after = _decode(model, source, changed)
+        worst = max(worst, _gap(after[:, :t], before[:, :t]) if t else 0.0)
+        if _gap(after[:, t:], before[:, t:]) == 0.0:
+            raise ValueError(f"changing token {t} changes nothing: the test does not see the model")
+    return worst
+
+
+@invariant("cached decoding in chunks of 1, 2, 3 and all equals the full pass", sides=("decoder", "cross"))
+def cached(case: Case) -> float:
+    attention = case.attention()
+    x, memory = states(7, 3), states(5, 3, seed=8)
+    keys, mask = (memory, padding_mask((5, 4, 2))) if case.side == "cross" else (x, None)
+    full = attention(x, keys, keys, key_padding_mask=mask, need_weights=False)[0]
+    worst = 0.0
+    for chunk in (1, 2, 3, 7):
+        state: Dict[str, Any] = {}
+        outs = []
+        for t in range(0, 7, chunk):
+            new = x[t : t + chunk]
+            keys = memory if case.side == "cross" else new
+            outs.append(attention(new, keys, keys, mask, state, need_weights=False, static_kv=case.side == "cross")[0])
+        worst = max(worst, _gap(torch.cat(outs), full))
+    return max(worst, _cached_with_left_pads(attention) if case.side == "decoder" else 0.0)
+
+
+def _cached_with_left_pads(attention: SynthAttention) -> float:
+    """Prompts of different lengths, padded on the left, then continued together."""
+    lengths, total = (4, 3, 1), 7
+    x = states(total, len(lengths))
+    mask = torch.zeros(len(lengths), total, dtype=torch.bool)
+    mask[:, :4] = padding_mask(lengths, left=True)
+    worst = 0.0
+    for chunk in (1, 2, 3):
+        state: Dict[str, Any] = {}
+        outs = [attention(x[:4], None, None, mask[:, :4], state, need_weights=False)[0]]
+        for t in range(4, total, chunk):
+            outs.append(attention(x[t : t + chunk], None, None, None, state, need_weights=False)[0])
+        got = torch.cat(outs)
+        for b, n in enumerate(lengths):
+            alone = attention(x[4 - n :, b : b + 1], need_weights=False)[0]
+            worst = max(worst, _gap(got[4 - n :, b], alone[:, 0]))
+    return worst
+
+
+@invariant("a sentence alone equals the sentence in a batch")
+def alone(case: Case) -> float:
+    model = case.model()
+    source, target = _model_inputs(left=True)
+    batch = _decode(model, source, target)
+    worst = 0.0
+    for b in range(source.size(0)):
+        one_source = source[b][source[b].ne(1)].unsqueeze(0)
+        one_target = target[b][target[b].ne(1)].unsqueeze(0)
+        worst = max(worst, _gap(_decode(model, one_source, one_target)[0], batch[b, : one_target.size(1)]))
+    return worst
+
+
+@invariant("step-by-step decoding follows a beam reorder", sides=("decoder", "cross"))
+def reorder(case: Case) -> float:
+    model = case.model()
+    source, target = tokens(pad_left=True), tokens((6, 6, 6), seed=9)
+    worst = 0.0
+    for order in (torch.tensor([2, 0]), torch.tensor([1]), torch.tensor([2, 2, 0, 1])):
+        encoder_out = model.encoder(source, source.ne(1).sum(1))
+        state: Dict[str, Any] = {}
+        for t in range(1, 4):
+            model.decoder(target[:, :t], encoder_out, incremental_state=state)
+        model.decoder.reorder_incremental_state_scripting(state, order)
+        encoder_out = model.encoder.reorder_encoder_out(encoder_out, order)
+        for t in range(4, 7):
+            step = model.decoder(target[order, :t], encoder_out, incremental_state=state)[0]
+            full = _decode(model, source[order], target[order, :t])[:, -1:]
+            worst = max(worst, _gap(step, full))
+    return worst
+
+
+@invariant("save, reload, same outputs", tolerance=0.0)
+def reload(case: Case) -> float:
+    model, inputs = case.model(), _model_inputs()
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other = case.model(seed=99)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    return _gap(_decode(other, *inputs), _decode(model, *inputs))
+
+
+@invariant("every trainable parameter gets a finite gradient; the scorers' are not zero", tolerance=0.0)
+def gradients(case: Case) -> float:
+    model = case.model().train()
+    source, target = _model_inputs()
+    torch.log_softmax(_decode(model, source, target), dim=-1)[..., 4:9].sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None or not bool(torch.isfinite(parameter.grad).all()):
+            raise ValueError(f"{name} has no finite gradient")
+        if ".scorer." in name and not bool(parameter.grad.abs().sum() > 0):
+            raise ValueError(f"{name}: the gradient is zero")
+    return 0.0
+
+
+@invariant("what is not trained does not move", tolerance=0.0)
+def frozen(case: Case) -> float:
+    model = case.model().train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=0.1)
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    source, target = _model_inputs()
+    for _ in range(2):
+        optimizer.zero_grad()
+        _decode(model, source, target).pow(2).mean().backward()
+        optimizer.step()
+    return max(_gap(b, before[n]) for n, b in model.named_buffers() if b.numel())
+
+
+@invariant("bfloat16 and float16 stay finite and close", tolerance=0.08)
+def half_precision(case: Case) -> float:
+    x, mask = states(max(LENGTHS), len(LENGTHS)), padding_mask()
+    attention = case.attention(right_padded=True)
+    full = _attend(attention, x, key_padding_mask=mask)
+    worst = 0.0
+    for dtype in (torch.bfloat16, torch.float16):
+        try:
+            half = _attend(attention.to(dtype), x.to(dtype), key_padding_mask=mask)
+        except RuntimeError as error:
+            if "not implemented for 'Half'" not in str(error):
+                raise
+            continue  # an old torch on a CPU: bfloat16 has been checked
+        for b, n in enumerate(LENGTHS):
+            worst = max(worst, _gap(half[:n, b], full[:n, b]))
+    return worst
+
+
+@invariant("beyond the maximum length there is an error that names the option", tolerance=0.0)
+def too_long(case: Case) -> float:
+    attention = case.attention()
+    if attention.max_length is None:
+        _attend(attention, states(3 * MAX_LENGTH, 1))
+        raise NotApplicable("takes any length")
+    _attend(attention, states(attention.max_length, 1))
+    try:
+        _attend(attention, states(attention.max_length + 1, 1))
+    except UsageError as error:
+        line = str(error)
+    else:
+        raise ValueError(f"{attention.max_length + 1} tokens were accepted, the maximum is {attention.max_length}")
+    if "--synthesizer-max-length" not in line or str(attention.max_length + 1) not in line:
+        raise ValueError(f"the error does not name the option and the length: {line}")
+    return 0.0
+
+
+@invariant("beam search scores equal teacher-forced scores", tolerance=1e-5)
+def generation(case: Case) -> float:
+    from fairseq.sequence_generator import SequenceGenerator
+
+    from fairseq_synth.checks.case import dictionary
+
+    model, words = case.model(), dictionary()
+    source = tokens(pad_left=True)
+    source[:, -1] = words.eos()
+    generator = SequenceGenerator([model], words, beam_size=3, max_len_b=6, normalize_scores=False)
+    sample = {"net_input": {"src_tokens": source, "src_lengths": source.ne(1).sum(1)}}
+    worst = 0.0
+    with torch.no_grad():
+        for row, hypotheses in enumerate(generator.generate([model], sample)):
+            one = source[row][source[row].ne(1)].unsqueeze(0)
+            for hypothesis in hypotheses:
+                target = hypothesis["tokens"]
+                previous = torch.cat([target.new_tensor([words.eos()]), target[:-1]])
+                logits = model(one, None, previous.unsqueeze(0))
+                scores = model.get_normalized_probs(logits, log_probs=True)[0]
+                forced = scores.gather(1, target.unsqueeze(1)).squeeze(1)
+                worst = max(worst, _gap(hypothesis["positional_scores"], forced.float()))
+    return worst

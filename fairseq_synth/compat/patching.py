@@ -1,0 +1,40 @@
+"""Replacing one function of fairseq, at most once."""
+
+import functools
+import inspect
+from typing import Any, Callable, Tuple
+
+import torch
+
+_MARK = "_replaced_by_fairseq_synth"
+
+
+def replace(owner: Any, name: str, make: Callable[[Callable], Callable]) -> None:
+    """Set `owner.name` to `make(stock)`, unless an earlier import already did.
+
+    A class method stays one: `make` then gets the plain function, whose first argument is the
+    class.
+
+    Raises:
+        AttributeError: `owner` has no `name`: a version of fairseq that the fix was not written
+        for.
+    """
+    stock = inspect.getattr_static(owner, name)
+    is_class_method = isinstance(stock, classmethod)
+    function = stock.__func__ if is_class_method else stock
+    if hasattr(function, _MARK):
+        return
+    replacement = functools.wraps(function)(make(function))
+    setattr(replacement, _MARK, True)
+    setattr(owner, name, classmethod(replacement) if is_class_method else replacement)
+
+
+def stock_version(function: Callable) -> Callable:
+    """`function` as fairseq defined it, whether or not it has been replaced."""
+    return inspect.unwrap(function)
+
+
+def torch_version() -> Tuple[int, int]:
+    """(major, minor) of the running PyTorch."""
+    major, minor = torch.__version__.split("+")[0].split(".")[:2]
+    return int(major), int(minor)

@@ -1,0 +1,61 @@
+"""One line for the user instead of a traceback: option, value, limit, fix."""
+
+import os
+import re
+import sys
+import traceback
+from types import TracebackType
+from typing import Optional, Type
+
+from .rules import RULES, causes
+
+# When set, tracebacks are printed as well; the one line still comes last.
+TRACEBACK_VARIABLE = "FAIRSEQ_SYNTH_TRACEBACK"
+
+
+class UsageError(ValueError):
+    """A mistake in the options or the data. Its message is one line: option, value, limit, fix."""
+
+
+def explain(exc: BaseException) -> Optional[str]:
+    """One line that says what is wrong and how to mend it, or None where only a traceback helps.
+
+    Any `UsageError` among the causes of `exc` wins; otherwise known failures of fairseq and PyTorch
+    are translated, the outermost first.
+    """
+    chain = list(causes(exc))
+    for cause in chain:
+        if isinstance(cause, UsageError):
+            return _last_line(str(cause))
+    for cause in chain:
+        for rule in RULES:
+            line = rule(cause)
+            if line is not None:
+                return line
+    return None
+
+
+def install_excepthook() -> None:
+    """Print the line of `explain` for uncaught exceptions; without one the previous hook runs."""
+    previous = sys.excepthook
+    if getattr(previous, "explains_usage_errors", False):
+        return
+
+    def hook(kind: Type[BaseException], exc: BaseException, trace: Optional[TracebackType]) -> None:
+        line = explain(exc) if isinstance(exc, Exception) else None
+        if line is None:
+            previous(kind, exc, trace)
+            return
+        sys.stdout.flush()  # what was printed before the error stays before it
+        if os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
+            traceback.print_exception(kind, exc, trace)
+        print(f"fairseq_synth: error: {line}", file=sys.stderr)
+
+    hook.explains_usage_errors = True  # type: ignore[attr-defined]
+    sys.excepthook = hook
+
+
+def _last_line(message: str) -> str:
+    """A data-loading worker sends its error as the text of a whole traceback."""
+    lines = message.strip().splitlines()
+    return re.sub(r"^(\w+\.)*UsageError: ", "", lines[-1]) if lines else "unknown usage error"

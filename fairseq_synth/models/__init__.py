@@ -1,0 +1,1 @@
+"""Architectures. fairseq imports every module of this folder when it loads the plugin."""

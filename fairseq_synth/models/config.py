@@ -1,0 +1,154 @@
+"""Every option of the plugin: nested dataclasses inside, one generated flat dataclass outside.
+
+The flat one gives the same names on the command line (``--encoder-self-attention``), in hydra yaml
+(``encoder_self_attention``) and in checkpoints. fairseq reads types from the annotations, so this file must not
+say ``from __future__ import annotations``.
+"""
+
+import dataclasses
+from argparse import Namespace
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Type
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.models.transformer import TransformerConfig
+from fairseq.models.transformer.transformer_config import DecoderConfig, EncDecBaseConfig, QuantNoiseConfig
+from omegaconf import II, DictConfig, OmegaConf
+
+from fairseq_synth.models.validation import validate
+from fairseq_synth.modules.scorers.base import INITS
+
+KEEP_HELP = "which layers to keep when pruning, comma-separated: 0,2,4"
+InitChoice: Any = ChoiceEnum(list(INITS))
+SPEC_HELP = "scorer, mixture (random+dot_product) or list of layers (dot_product*2,random*4) for "
+
+
+@dataclass
+class SynthesizerConfig(FairseqDataclass):
+    max_length: int = field(default=256, metadata={"help": "N: the longest sequence the synthesized maps cover"})
+    rank: int = field(default=8, metadata={"help": "rank of factorized_random"})
+    init: InitChoice = field(
+        default="glorot",
+        metadata={"help": "initial maps: glorot (near-uniform attention, as in the authors' code) or normal"},
+    )
+    factors: Optional[str] = field(
+        default=None,
+        metadata={"help": "a,b with a*b = N for factorized_dense (default: the most even pair)"},
+    )
+    share_output: bool = field(
+        default=False,
+        metadata={"help": "dense: one output matrix for all heads, no biases (the authors' code)"},
+    )
+    map_seed: int = field(default=1, metadata={"help": "seed of the fixed_random maps"})
+
+
+@dataclass
+class SynthEncoderConfig(EncDecBaseConfig):
+    # fairseq declares a list and splits a string
+    layers_to_keep: Optional[str] = field(default=None, metadata={"help": KEEP_HELP})
+    self_attention: str = field(default="random", metadata={"help": SPEC_HELP + "encoder self-attention"})
+
+
+@dataclass
+class SynthDecoderConfig(DecoderConfig):
+    layers_to_keep: Optional[str] = field(default=None, metadata={"help": KEEP_HELP})
+    self_attention: str = field(default="random", metadata={"help": SPEC_HELP + "decoder self-attention"})
+
+
+@dataclass
+class SynthTransformerConfig(TransformerConfig):
+    encoder: SynthEncoderConfig = field(default_factory=SynthEncoderConfig)
+    decoder: SynthDecoderConfig = field(default_factory=SynthDecoderConfig)
+    quant_noise: QuantNoiseConfig = field(default_factory=QuantNoiseConfig)
+    synthesizer: SynthesizerConfig = field(default_factory=SynthesizerConfig)
+    cross_attention: str = field(
+        default="dot_product", metadata={"help": SPEC_HELP + "the decoder's attention to the encoder"}
+    )
+
+
+SECTIONS: Tuple[str, ...] = ("encoder", "decoder", "quant_noise", "synthesizer")
+# as in fairseq's transformer: the decoder takes the encoder's sizes where nothing else is said
+FOLLOWS: Dict[str, str] = {
+    "decoder_embed_dim": "encoder_embed_dim",
+    "decoder_ffn_embed_dim": "encoder_ffn_embed_dim",
+    "decoder_input_dim": "decoder_embed_dim",
+    "decoder_output_dim": "decoder_embed_dim",
+}
+
+
+def _section_type(name: str) -> Type[FairseqDataclass]:
+    return next(f.type for f in dataclasses.fields(SynthTransformerConfig) if f.name == name)  # type: ignore
+
+
+def _flat_fields() -> List[Tuple[str, Any, Any]]:
+    """(name, type, field) of the flat dataclass, sections unfolded with their name as prefix."""
+    flat = []
+    for f in dataclasses.fields(SynthTransformerConfig):
+        if f.name in SECTIONS:
+            inner = [(f"{f.name}_{g.name}", g) for g in dataclasses.fields(_section_type(f.name))]
+        else:
+            inner = [(f.name, f)]
+        for name, g in inner:
+            if g.name == "_name":
+                continue
+            default = II(f"model.{FOLLOWS[name]}") if name in FOLLOWS else g.default
+            flat.append((name, g.type, field(default=default, metadata=dict(g.metadata))))
+    return flat
+
+
+SynthTransformerFlatConfig = dataclasses.make_dataclass(
+    "SynthTransformerFlatConfig", _flat_fields(), bases=(FairseqDataclass,), namespace={"__module__": __name__}
+)
+
+
+def preset_config(class_name: str, defaults: Mapping[str, Any]) -> Type[FairseqDataclass]:
+    """The flat dataclass with other defaults: a named architecture that behaves alike on every command and in yaml."""
+    types = {name: kind for name, kind, _ in _flat_fields()}
+    metadata = {f.name: dict(f.metadata) for f in dataclasses.fields(SynthTransformerFlatConfig)}
+    changed = []
+    for name, value in defaults.items():
+        changed.append((name, types[name], field(default=value, metadata=metadata[name])))
+    return dataclasses.make_dataclass(
+        class_name, changed, bases=(SynthTransformerFlatConfig,), namespace={"__module__": __name__}
+    )
+
+
+def flat_options(args: Any, defaults: Optional[Type[FairseqDataclass]] = None) -> Dict[str, Any]:
+    """A flat dict of options from what fairseq hands to ``build_model`` (DictConfig, Namespace or dataclass).
+
+    Options that are missing (an old checkpoint) get the dataclass's default; FOLLOWS is resolved.
+    """
+    given: Any
+    if isinstance(args, DictConfig):
+        given = OmegaConf.to_container(args, resolve=True, enum_to_str=True)
+    else:
+        given = dict(vars(args))
+    flat = {f.name: f.default for f in dataclasses.fields(defaults or SynthTransformerFlatConfig)}
+    flat.update({k: v for k, v in given.items() if v is not None and not str(v).startswith("${")})
+    for name, source in FOLLOWS.items():
+        if str(flat[name]).startswith("${"):
+            flat[name] = flat[source]
+    return flat
+
+
+def nested_config(args: Any, defaults: Optional[Type[FairseqDataclass]] = None) -> SynthTransformerConfig:
+    """The nested config that fairseq's modules read, from flat options. UsageError for what cannot work."""
+    flat = flat_options(args, defaults)
+    config = SynthTransformerConfig()
+    for f in dataclasses.fields(SynthTransformerConfig):
+        if f.name in SECTIONS:
+            section = _section_type(f.name)()
+            for g in dataclasses.fields(section):
+                if g.name != "_name":
+                    setattr(section, g.name, flat[f"{f.name}_{g.name}"])
+            setattr(config, f.name, section)
+        elif f.name != "_name":
+            setattr(config, f.name, flat[f.name])
+    validate(config)
+    return config
+
+
+def namespace(defaults: Type[FairseqDataclass], overrides: Mapping[str, Any]) -> Namespace:
+    """All options of an architecture as fairseq's commands would collect them (for use from Python)."""
+    flat = flat_options(Namespace(**overrides), defaults)
+    return Namespace(**flat)

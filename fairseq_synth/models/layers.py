@@ -1,0 +1,219 @@
+"""Encoder and decoder of fairseq's Transformer with the attention that the config names for each layer."""
+
+import hashlib
+from typing import Any, Dict, List, Optional
+
+import torch
+from fairseq.distributed import fsdp_wrap
+from fairseq.models.transformer import TransformerDecoderBase, TransformerEncoderBase
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
+from torch import Tensor, nn
+
+from fairseq_synth.models.config import SynthTransformerConfig
+from fairseq_synth.models.validation import layer_specs, parse_factors
+from fairseq_synth.modules.attention import SynthAttention
+from fairseq_synth.modules.positions import right_padding_order
+from fairseq_synth.modules.scorers import ScorerConfig
+from fairseq_synth.modules.spec import LayerSpec, build_layer
+
+# fairseq 0.12.2 keeps a second copy of every encoder weight for torch's fused kernel; main dropped it
+FUSED_COPIES = tuple(f"{m}_{p}" for m in ("in_proj", "out_proj", "fc1", "fc2") for p in ("weight", "bias"))
+
+
+def build_attention(cfg: SynthTransformerConfig, side: str, kind: str, layer: int, names: LayerSpec) -> SynthAttention:
+    """The attention of one layer. side: encoder or decoder; kind: self_attn or encoder_attn."""
+    section, options = getattr(cfg, side), cfg.synthesizer
+    place = f"{side}.layers.{layer}.{kind}"
+    scorer_config = ScorerConfig(
+        embed_dim=section.embed_dim,
+        num_heads=section.attention_heads,
+        max_length=options.max_length,
+        rank=options.rank,
+        init=str(options.init),
+        factors=parse_factors(options.factors),
+        share_output=options.share_output,
+        map_seed=place_seed(options.map_seed, place),
+    )
+    cross = kind == "encoder_attn"
+    return SynthAttention(
+        section.embed_dim,
+        section.attention_heads,
+        build_layer(names, scorer_config),
+        dropout=cfg.attention_dropout,
+        causal=side == "decoder" and not cross,
+        cross_attention=cross,
+        kdim=cfg.encoder.embed_dim if cross else None,
+        right_padded=not cross,
+        q_noise=cfg.quant_noise.pq,
+        qn_block_size=cfg.quant_noise.pq_block_size,
+    )
+
+
+def place_seed(seed: int, place: str) -> int:
+    """A seed of its own for every attention, independent of how many others there are."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{place}".encode()).digest()[:7], "big")
+
+
+class SynthEncoderLayer(TransformerEncoderLayerBase):
+    """fairseq's encoder layer around a :class:`SynthAttention`, on 0.12.2 and on main."""
+
+    def __init__(self, cfg: SynthTransformerConfig, layer: int, names: LayerSpec, return_fc: bool = False):
+        self._place = (layer, names)
+        super().__init__(cfg, return_fc)
+        self._drop_fused_path(cfg)
+
+    def build_self_attention(self, embed_dim: int, cfg: SynthTransformerConfig) -> nn.Module:
+        if cfg.encoder.xformers_att_config is not None:
+            return super().build_self_attention(embed_dim, cfg)
+        attention = build_attention(cfg, "encoder", "self_attn", *self._place)
+        if not hasattr(attention, "q_proj"):
+            attention.q_proj = attention.v_proj  # 0.12.2's constructor reads its shape; gone again below
+        return attention
+
+    def _drop_fused_path(self, cfg: SynthTransformerConfig) -> None:
+        if not hasattr(self.self_attn, "k_proj"):
+            del self.self_attn.q_proj
+        for name in FUSED_COPIES:
+            self._parameters.pop(name, None)
+        # what 0.12.2's encoder asks of its first layer; unused on main
+        self.load_to_BT, self.can_use_fastpath, self.ever_training = False, False, True
+        self.cfg_checkpoint_activations = bool(cfg.checkpoint_activations)
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in FUSED_COPIES:  # a checkpoint of fairseq 0.12.2's own transformer
+            state_dict.pop(prefix + name, None)
+        nn.Module._load_from_state_dict(self, state_dict, prefix, *args)  # 0.12.2's override needs q_proj
+
+
+class SynthDecoderLayer(TransformerDecoderLayerBase):
+    """fairseq's decoder layer around :class:`SynthAttention`, for itself and, if asked, for the encoder."""
+
+    def __init__(
+        self,
+        cfg: SynthTransformerConfig,
+        layer: int,
+        names: LayerSpec,
+        cross_names: Optional[LayerSpec],
+    ):
+        self._place, self._cross_place = (layer, names), (layer, cross_names)
+        super().__init__(cfg, no_encoder_attn=cross_names is None)
+
+    def build_self_attention(
+        self,
+        embed_dim: int,
+        cfg: SynthTransformerConfig,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
+    ) -> nn.Module:
+        if cfg.cross_self_attention or cfg.decoder.xformers_att_config is not None:
+            return super().build_self_attention(embed_dim, cfg, add_bias_kv, add_zero_attn)
+        return build_attention(cfg, "decoder", "self_attn", *self._place)
+
+    def build_encoder_attention(self, embed_dim: int, cfg: SynthTransformerConfig) -> nn.Module:
+        layer, names = self._cross_place
+        if names is None or names == ("dot_product",):
+            return super().build_encoder_attention(embed_dim, cfg)
+        return build_attention(cfg, "decoder", "encoder_attn", layer, names)
+
+
+def wrap(layer: nn.Module, cfg: SynthTransformerConfig) -> nn.Module:
+    """What fairseq does to a layer it has built: --checkpoint-activations and fully sharded training."""
+    if cfg.checkpoint_activations:
+        layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+    return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
+
+
+def _limit(stock: int, layers: nn.ModuleList) -> int:
+    """max_positions(): the smallest of fairseq's limit and every scorer's maximum length."""
+    attentions = [m for m in layers.modules() if isinstance(m, SynthAttention)]
+    return min([stock] + [a.max_length for a in attentions if a.max_length is not None])
+
+
+class SynthEncoder(TransformerEncoderBase):
+    """Turns every batch to right padding at its door and back at its exit: scorers index token positions."""
+
+    def __init__(self, cfg, dictionary, embed_tokens, return_fc: bool = False):
+        self._specs = list(enumerate(layer_specs(cfg, "encoder")))[::-1]
+        super().__init__(cfg, dictionary, embed_tokens, return_fc)
+
+    def build_encoder_layer(self, cfg: SynthTransformerConfig) -> nn.Module:
+        layer, names = self._specs.pop()  # fairseq builds the layers from the bottom, without their number
+        return wrap(SynthEncoderLayer(cfg, layer, names, self.return_fc), cfg)
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Optional[Tensor] = None,
+        return_all_hiddens: bool = False,
+        token_embeddings: Optional[Tensor] = None,
+    ) -> Dict[str, List[Tensor]]:
+        """As fairseq's; outputs stand where the caller's tokens stood."""
+        order = right_padding_order(src_tokens.eq(self.padding_idx))
+        if order is None:
+            return super().forward(src_tokens, src_lengths, return_all_hiddens, token_embeddings)
+        if token_embeddings is not None:
+            token_embeddings = _gather_slots(token_embeddings, order)
+        out = super().forward(src_tokens.gather(1, order), src_lengths, return_all_hiddens, token_embeddings)
+        back = torch.argsort(order, dim=1)
+        for name in ("encoder_padding_mask", "encoder_embedding"):
+            out[name] = [_gather_slots(t, back) for t in out[name]]
+        for name in ("encoder_out", "encoder_states", "fc_results"):
+            out[name] = [None if t is None else _gather_slots(t, back, 1) for t in out.get(name, [])]
+        return out
+
+    def max_positions(self) -> int:
+        return _limit(super().max_positions(), self.layers)
+
+
+class SynthDecoder(TransformerDecoderBase):
+    """As :class:`SynthEncoder`, for --left-pad-target; cached decoding goes slot by slot, as in fairseq."""
+
+    def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn: bool = False, output_projection=None):
+        cross = [None] * cfg.decoder.layers if no_encoder_attn else layer_specs(cfg, "cross")
+        self._specs = list(enumerate(zip(layer_specs(cfg, "decoder"), cross)))[::-1]
+        super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn, output_projection)
+
+    def build_decoder_layer(self, cfg: SynthTransformerConfig, no_encoder_attn: bool = False) -> nn.Module:
+        layer, (names, cross_names) = self._specs.pop()
+        return wrap(SynthDecoderLayer(cfg, layer, names, cross_names), cfg)
+
+    def extract_features_scriptable(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: Optional[Dict[str, List[Tensor]]],
+        incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]] = None,
+        full_context_alignment: bool = False,
+        alignment_layer: Optional[int] = None,
+        alignment_heads: Optional[int] = None,
+    ):
+        """As fairseq's. Raises ValueError for ``full_context_alignment``, which a causal module cannot do."""
+        if full_context_alignment:
+            raise ValueError(
+                "full_context_alignment=True: synth_* decoders are causal; use fairseq's transformer_align"
+            )
+        order = None
+        if incremental_state is None:
+            order = right_padding_order(prev_output_tokens.eq(self.padding_idx))
+        if order is not None:
+            prev_output_tokens = prev_output_tokens.gather(1, order)
+        x, extra = super().extract_features_scriptable(
+            prev_output_tokens, encoder_out, incremental_state, False, alignment_layer, alignment_heads
+        )
+        if order is not None:
+            back = torch.argsort(order, dim=1)
+            x = _gather_slots(x, back)
+            extra["attn"] = [None if a is None else _gather_slots(a, back) for a in extra["attn"]]
+            extra["inner_states"] = [_gather_slots(s, back, 1) for s in extra["inner_states"]]
+        return x, extra
+
+    def max_positions(self) -> int:
+        return _limit(super().max_positions(), self.layers)
+
+
+def _gather_slots(x: Tensor, order: Tensor, batch_dim: int = 0) -> Tensor:
+    """Reorder the slots of x (B x S (x C), or S x B x C with batch_dim 1) by ``order`` (B x S)."""
+    index = order.t() if batch_dim else order
+    if x.dim() == 3:
+        index = index.unsqueeze(-1).expand(-1, -1, x.size(2))
+    return x.gather(1 - batch_dim, index)

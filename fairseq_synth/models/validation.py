@@ -1,0 +1,116 @@
+"""Refuses, in one line each, what a configuration cannot mean; resolves the attention of every layer."""
+
+import dataclasses
+from typing import Any, List, Optional, Set, Tuple
+
+from fairseq_synth.errors import UsageError
+from fairseq_synth.modules.scorers import SCORERS
+from fairseq_synth.modules.scorers.factorized_dense import resolve_factors
+from fairseq_synth.modules.spec import LayerSpec, parse_spec
+
+SPEC_OPTIONS = {
+    "encoder": "--encoder-self-attention",
+    "decoder": "--decoder-self-attention",
+    "cross": "--cross-attention",
+}
+
+
+def parse_factors(value: Optional[str]) -> Optional[Tuple[int, int]]:
+    """'16,16' -> (16, 16). Raises UsageError for anything that is not two whole numbers."""
+    if value is None:
+        return None
+    parts = [part.strip() for part in str(value).split(",")]
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise UsageError(f"--synthesizer-factors {value}: wants two whole numbers a,b, for example 16,16")
+    return int(parts[0]), int(parts[1])
+
+
+def layer_specs(cfg: Any, side: str) -> List[LayerSpec]:
+    """The scorers of each layer that is built; side: encoder, decoder or cross (of the decoder)."""
+    section = cfg.encoder if side == "encoder" else cfg.decoder
+    spec = cfg.cross_attention if side == "cross" else section.self_attention
+    keep = section.layers_to_keep
+    # fairseq sets `layers` to the number of layers kept while it builds the model
+    total = getattr(section, "all_layers", section.layers)
+    specs = parse_spec(spec, total, SPEC_OPTIONS[side])
+    return [specs[int(i)] for i in sorted(keep.split(","), key=int)] if keep else specs
+
+
+def validate(cfg: Any) -> None:
+    """Check a nested config; UsageError names the option, its value, the limit and the fix."""
+    for side in ("encoder", "decoder"):
+        section = getattr(cfg, side)
+        section.all_layers = section.layers
+        _check_shape(side, section)
+        _check_layers_to_keep(side, section)
+    used = {side: layer_specs(cfg, side) for side in SPEC_OPTIONS}
+    if cfg.no_cross_attention:
+        if cfg.cross_attention != "dot_product":
+            raise UsageError(
+                f"--cross-attention {cfg.cross_attention}: has no effect with --no-cross-attention; drop one of them"
+            )
+        del used["cross"]
+    _check_stock_only(cfg, used)
+    names = {name for specs in used.values() for spec in specs for name in spec}
+    _check_synthesizer(cfg.synthesizer, names)
+
+
+def _check_shape(side: str, section: Any) -> None:
+    if section.attention_heads < 1 or section.embed_dim % section.attention_heads:
+        raise UsageError(
+            f"--{side}-attention-heads {section.attention_heads}: must divide --{side}-embed-dim "
+            f"{section.embed_dim}; change one of the two"
+        )
+    if section.layers < 1:
+        raise UsageError(f"--{side}-layers {section.layers}: must be at least 1")
+
+
+def _check_layers_to_keep(side: str, section: Any) -> None:
+    keep = section.layers_to_keep
+    if not keep:
+        return
+    wrong = [i for i in keep.split(",") if not (i.strip().isdigit() and int(i) < section.layers)]
+    if wrong:
+        raise UsageError(
+            f"--{side}-layers-to-keep {keep}: '{wrong[0]}' is not a layer; give numbers from 0 to "
+            f"{section.layers - 1}, for example 0,{section.layers - 1}"
+        )
+
+
+def _check_stock_only(cfg: Any, used: Any) -> None:
+    """fairseq's own variants of dot-product attention cannot carry another scorer."""
+    for option, sides in (
+        ("encoder_xformers_att_config", ("encoder",)),
+        ("decoder_xformers_att_config", ("decoder", "cross")),
+        ("cross_self_attention", ("decoder",)),
+    ):
+        if not getattr(cfg, option):
+            continue
+        for side in sides:
+            if any(spec != ("dot_product",) for spec in used.get(side, [])):
+                flag = "--" + option.replace("_", "-")
+                raise UsageError(
+                    f"{flag}: changes fairseq's dot-product attention only; "
+                    f"give {SPEC_OPTIONS[side]} dot_product, or drop {flag}"
+                )
+
+
+def _check_synthesizer(options: Any, names: Set[str]) -> None:
+    for name, least in (("max_length", 1), ("rank", 1)):
+        if getattr(options, name) < least:
+            raise UsageError(
+                f"--synthesizer-{name.replace('_', '-')} {getattr(options, name)}: must be at least {least}"
+            )
+    factors = parse_factors(options.factors)
+    if "factorized_dense" in names:
+        resolve_factors(options.max_length, factors)
+    for field in dataclasses.fields(options):
+        if field.name == "_name" or str(getattr(options, field.name)) == str(field.default):
+            continue
+        takers = sorted(name for name, cls in SCORERS.items() if field.name in cls.options)
+        if not names.intersection(takers):
+            flag = f"--synthesizer-{field.name.replace('_', '-')}"
+            raise UsageError(
+                f"{flag} {getattr(options, field.name)}: has no effect with {', '.join(sorted(names))}; "
+                f"drop it, or use one of {', '.join(takers)}"
+            )

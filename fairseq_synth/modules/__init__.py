@@ -1,0 +1,1 @@
+"""Attention, as parts that compose."""

@@ -1,0 +1,298 @@
+"""SynthAttention: multi-head attention whose logits come from a scorer.
+
+Legend: B batch, T target/query length, S source/key length, t cached length, H heads, D head dim, C model dim.
+
+Decoding state (through fairseq's incremental-state API; batch first, so that a beam reorder is an index_select
+on dimension 0). One or many new tokens may arrive per call; nothing else survives between calls.
+    prev_value             B x H x t x D
+    prev_key               B x H x t x D    only for scorers that need keys
+    prev_key_padding_mask  B x t, or None   True at pads
+    prev_query             B x t x 0        cross-attention only: its shape counts the queries already answered
+"""
+
+import math
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
+
+import torch
+from fairseq.incremental_decoding_utils import with_incremental_state
+from fairseq.modules.fairseq_dropout import FairseqDropout
+from fairseq.modules.quant_noise import quant_noise
+from torch import Tensor, nn
+
+from fairseq_synth.errors import UsageError
+from fairseq_synth.modules.positions import Positions, token_positions
+from fairseq_synth.modules.scorers.base import Scorer
+
+State = Dict[str, Any]
+# below this sum of weights the shared fast path would lose precision, and every sentence gets its own softmax
+SMALLEST_SUM = 1e-30
+
+
+class Memory(NamedTuple):
+    """What the queries attend to. key, value: B x H x S x D; padding_mask: B x S or None; start: first query slot."""
+
+    key: Optional[Tensor]
+    value: Tensor
+    padding_mask: Optional[Tensor]
+    start: int
+
+
+@with_incremental_state
+class SynthAttention(nn.Module):
+    """fairseq's ``MultiheadAttention`` with a :class:`Scorer` in place of the query-key product.
+
+    With the ``dot_product`` scorer it has the parameters, names, initialisation and outputs of fairseq's own.
+
+    Args:
+        embed_dim, num_heads: C and H.
+        scorer: makes the logits; queries and keys are projected only if it needs them.
+        dropout: on the attention weights. Where the logits are shared by the batch (random maps), so is the
+            dropout mask, as in the authors' code.
+        causal: position t sees positions <= t, always: a causal module applies its own mask, and ``attn_mask``
+            (fairseq's future mask, which says the same) is not read.
+        cross_attention: keys and values come from ``key`` (the encoder's output), not from ``query``.
+        kdim: size of ``key`` in cross-attention (default: embed_dim).
+        right_padded: the caller promises that no pad precedes a real token (this package's encoder and decoder
+            see to it). Without the promise, padded batches take a path that works for pads anywhere.
+        q_noise, qn_block_size: quantization noise on the projections, as in fairseq.
+
+    Raises:
+        UsageError: embed_dim is not a multiple of num_heads.
+    """
+
+    get_incremental_state: Callable[..., Any]  # both from the decorator
+    set_incremental_state: Callable[..., Any]
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        scorer: Scorer,
+        dropout: float = 0.0,
+        causal: bool = False,
+        cross_attention: bool = False,
+        kdim: Optional[int] = None,
+        right_padded: bool = False,
+        q_noise: float = 0.0,
+        qn_block_size: int = 8,
+    ):
+        super().__init__()
+        if embed_dim % num_heads:
+            raise UsageError(f"attention heads {num_heads}: must divide the embedding dimension {embed_dim}")
+        self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.causal, self.cross_attention, self.right_padded = causal, cross_attention, right_padded
+        self.dropout_module = FairseqDropout(dropout, module_name=self.__class__.__name__)
+        kdim = embed_dim if kdim is None else kdim
+
+        def projection(input_dim: int) -> nn.Module:
+            return quant_noise(nn.Linear(input_dim, embed_dim), q_noise, qn_block_size)
+
+        # created and drawn in fairseq's order: with dot_product, one seed gives both the same weights
+        if scorer.needs_keys:
+            self.k_proj = projection(kdim)
+        self.v_proj = projection(kdim)
+        if scorer.needs_keys:
+            self.q_proj = projection(embed_dim)
+        self.out_proj = projection(embed_dim)
+        self._reset_parameters(gain=1 / math.sqrt(2) if kdim == embed_dim else 1.0)
+        self.scorer = scorer
+
+    def _reset_parameters(self, gain: float) -> None:
+        for name in ("k_proj", "v_proj", "q_proj"):
+            if hasattr(self, name):
+                nn.init.xavier_uniform_(getattr(self, name).weight, gain=gain)
+        out_proj: Any = self.out_proj  # a Linear, which quant_noise may have wrapped
+        nn.init.xavier_uniform_(out_proj.weight)
+        nn.init.zeros_(out_proj.bias)
+
+    @property
+    def max_length(self) -> Optional[int]:
+        """N, or None where any length will do."""
+        return self.scorer.max_length
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Optional[Tensor] = None,
+        value: Optional[Tensor] = None,
+        key_padding_mask: Optional[Tensor] = None,
+        incremental_state: Optional[Dict[str, State]] = None,
+        need_weights: bool = True,
+        static_kv: bool = False,
+        attn_mask: Optional[Tensor] = None,
+        before_softmax: bool = False,
+        need_head_weights: bool = False,
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """Args as fairseq's ``MultiheadAttention``; with an incremental state, ``query`` holds the new tokens only.
+
+        query: T x B x C. key: S x B x kdim, for cross-attention (``value`` is taken to be the same, as in every
+        fairseq layer). key_padding_mask: B x S (or B x T, of the new tokens), True at pads. attn_mask: T x S,
+        added to the logits of a module that is not causal.
+
+        Returns T x B x C, and the weights: H x B x T x S if ``need_head_weights``, their mean over heads
+        B x T x S if ``need_weights``, else None.
+
+        Raises UsageError for more tokens than the scorer's maximum length.
+        """
+        if before_softmax:
+            raise ValueError("before_softmax=True is not supported: the logits are not returned")
+        memory = self._remember(query, key, key_padding_mask, incremental_state, static_kv)
+        positions = self._positions(query.size(0), memory, incremental_state is not None)
+        q = self._heads(self.q_proj(query) * self.scaling) if self.scorer.needs_keys else None
+        logits = self.scorer(query, q, memory.key, positions)
+        attn_mask = None if self.causal else attn_mask
+        need_weights = need_weights or need_head_weights
+        x = None if need_weights or attn_mask is not None else self._shared(logits, memory)
+        if x is not None:
+            return self.out_proj(x), None
+        x, weights = self._per_sentence(logits, memory, attn_mask)
+        if not need_weights:
+            return self.out_proj(x), None
+        weights = weights.expand(query.size(1), -1, -1, -1).transpose(0, 1)
+        return self.out_proj(x), weights if need_head_weights else weights.mean(dim=0)
+
+    # ------------------------------------------------------------------ the two ways to apply logits
+    def _shared(self, logits: Tensor, memory: Memory) -> Optional[Tensor]:
+        """One matrix product for the whole batch: (H, T, S) x (H, S, B * D). None where that is not possible.
+
+        Pads stand on the right here. A causal row never reaches one; otherwise, with E = exp(logits - rowmax),
+        each sentence's softmax is (E @ (V * valid)) / (E @ valid).
+        """
+        if logits.dim() != 3 or (memory.padding_mask is not None and memory.value.dtype == torch.float16):
+            return None  # in half precision, exp(logits - rowmax) underflows if the row's maximum is at a pad
+        logits = self._causal_fill(_full_precision(logits), memory.start)
+        values = memory.value.permute(1, 2, 0, 3)  # H x S x B x D
+        if memory.padding_mask is None or (self.causal and not self.cross_attention):
+            weights = self.dropout_module(torch.softmax(logits, dim=-1).to(values.dtype))
+            return self._merge(torch.matmul(weights, values.flatten(2)))
+        valid = memory.padding_mask.logical_not().t()  # S x B
+        weights = torch.exp(logits - logits.detach().amax(dim=-1, keepdim=True))
+        total = torch.matmul(weights, valid.to(weights.dtype))  # H x T x B
+        if bool((total.detach() < SMALLEST_SUM).any()):
+            return None
+        values = (values * valid[None, :, :, None].to(values.dtype)).flatten(2)
+        sums = torch.matmul(self.dropout_module(weights.to(values.dtype)), values)
+        return self._merge(sums.view(*total.shape, self.head_dim) / total.unsqueeze(-1).to(sums.dtype))
+
+    def _per_sentence(self, logits: Tensor, memory: Memory, attn_mask: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+        """A softmax for every sentence. Returns T x B x C and the weights before dropout, (B or 1) x H x T x S."""
+        logits = _full_precision(logits if logits.dim() == 4 else logits.unsqueeze(0))
+        if attn_mask is not None:
+            logits = logits + attn_mask.to(logits.dtype)
+        logits = self._causal_fill(logits, memory.start)
+        if memory.padding_mask is not None:
+            hidden = memory.padding_mask[:, None, None, :]
+            # the lowest number, not -inf: a row that sees only pads (it is one itself) stays finite
+            logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
+        weights = torch.softmax(logits, dim=-1)
+        x = torch.matmul(self.dropout_module(weights.to(memory.value.dtype)), memory.value)
+        return x.permute(2, 0, 1, 3).flatten(2), weights
+
+    def _causal_fill(self, logits: Tensor, start: int) -> Tensor:
+        steps, keys = logits.shape[-2:]
+        if not self.causal or self.cross_attention or steps == 1:
+            return logits
+        future = torch.ones(steps, keys, dtype=torch.bool, device=logits.device).triu(start + 1)
+        return logits.masked_fill(future, torch.finfo(logits.dtype).min)
+
+    # ------------------------------------------------------------------ shapes and positions
+    def _heads(self, x: Tensor) -> Tensor:
+        """S x B x C -> B x H x S x D (a view)."""
+        return x.view(x.size(0), x.size(1), self.num_heads, self.head_dim).permute(1, 2, 0, 3)
+
+    def _merge(self, x: Tensor) -> Tensor:
+        """H x T x B (x) D -> T x B x C."""
+        return x.view(*x.shape[:2], -1, self.head_dim).permute(1, 2, 0, 3).flatten(2)
+
+    def _positions(self, steps: int, memory: Memory, incremental: bool) -> Positions:
+        """Rows and columns of the logits; refuses what lies beyond the scorer's maximum length."""
+        limit, slots = self.max_length, memory.value.size(2)
+        positions = Positions(memory.start, steps, slots)
+        if limit is None:
+            return positions
+        longest = max(slots, memory.start + steps)
+        mask = memory.padding_mask
+        trusted = self.right_padded and not incremental and not self.cross_attention
+        if mask is not None and (slots > limit or not trusted):
+            index = token_positions(mask)
+            rows = None if self.cross_attention else index[:, memory.start :]
+            positions = Positions(memory.start, steps, slots, rows, index)
+            if slots > limit:  # only then can pads make the difference
+                longest = max(memory.start + steps if self.cross_attention else 0, int(index.max()) + 1)
+        if longest > limit:
+            raise UsageError(
+                f"--synthesizer-max-length {limit}: a sequence of {longest} tokens (end of sentence included) is "
+                f"longer; train with a larger value, or shorten or skip the sequence"
+            )
+        return positions
+
+    # ------------------------------------------------------------------ decoding state
+    def _remember(
+        self,
+        query: Tensor,
+        key: Optional[Tensor],
+        padding_mask: Optional[Tensor],
+        incremental_state: Optional[Dict[str, State]],
+        static_kv: bool,
+    ) -> Memory:
+        """Project what is new, join it to what is cached, and store the result."""
+        state = self._get_input_buffer(incremental_state)
+        if self.cross_attention:
+            start = state["prev_query"].size(1) if state else 0
+            if state and static_kv:
+                memory = Memory(state.get("prev_key"), state["prev_value"], state["prev_key_padding_mask"], start)
+            else:
+                memory = self._project(key, padding_mask, start)
+        else:
+            memory = self._append(state, self._project(query, padding_mask, 0))
+        if incremental_state is not None:
+            state = {"prev_value": memory.value, "prev_key_padding_mask": memory.padding_mask}
+            if memory.key is not None:
+                state["prev_key"] = memory.key
+            if self.cross_attention:
+                state["prev_query"] = query.new_empty(query.size(1), memory.start + query.size(0), 0)
+            self._set_input_buffer(incremental_state, state)
+        return memory
+
+    def _project(self, source: Optional[Tensor], padding_mask: Optional[Tensor], start: int) -> Memory:
+        if source is None:
+            raise ValueError("cross-attention needs `key`, the encoder's output")
+        key = self._heads(self.k_proj(source)) if self.scorer.needs_keys else None
+        mask = None if padding_mask is None else padding_mask.bool()
+        return Memory(key, self._heads(self.v_proj(source)), mask, start)
+
+    def _append(self, state: State, new: Memory) -> Memory:
+        if not state:
+            return new
+        cached, mask = state["prev_value"], new.padding_mask
+        batch, _, start, _ = cached.shape
+        steps = new.value.size(2)
+        if mask is None or mask.size(1) != start + steps:  # some callers pass the mask of the whole prefix
+            old = state["prev_key_padding_mask"]
+            if mask is not None or old is not None:
+                old = new.value.new_zeros(batch, start, dtype=torch.bool) if old is None else old
+                mask = new.value.new_zeros(batch, steps, dtype=torch.bool) if mask is None else mask
+                mask = torch.cat([old, mask], dim=1)
+        key = None if new.key is None else torch.cat([state["prev_key"], new.key], dim=2)
+        return Memory(key, torch.cat([cached, new.value], dim=2), mask, start)
+
+    def reorder_incremental_state(self, incremental_state: Dict[str, State], new_order: Tensor):
+        """Called by beam search: keep the rows ``new_order`` of everything that is cached."""
+        state = self._get_input_buffer(incremental_state)
+        if state:
+            state = {k: None if v is None else v.index_select(0, new_order) for k, v in state.items()}
+            self._set_input_buffer(incremental_state, state)
+        return incremental_state
+
+    # fairseq's decoder layer calls these two by name
+    def _get_input_buffer(self, incremental_state: Optional[Dict[str, State]]) -> State:
+        return self.get_incremental_state(incremental_state, "attn_state") or {}
+
+    def _set_input_buffer(self, incremental_state: Dict[str, State], buffer: State):
+        return self.set_incremental_state(incremental_state, "attn_state", buffer)
+
+
+def _full_precision(logits: Tensor) -> Tensor:
+    """The softmax is taken in float32 at least, as in fairseq."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -1,0 +1,63 @@
+"""``dense``: the Dense Synthesizer (Tay et al. 2021, section 3.1): B_i = W2 relu(W1 X_i + b1) + b2."""
+
+import math
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_synth.modules.positions import Positions
+from fairseq_synth.modules.scorers.base import Scorer, ScorerConfig, register_scorer
+
+
+def hidden_layer(config: ScorerConfig, bias: bool = True) -> nn.Linear:
+    """W1 of all heads side by side: C -> H * D, initialised as fairseq initialises a query projection."""
+    linear = nn.Linear(config.embed_dim, config.embed_dim, bias=bias)
+    nn.init.xavier_uniform_(linear.weight, gain=1 / math.sqrt(2))
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return linear
+
+
+def head_outputs(config: ScorerConfig, width: int) -> nn.Parameter:
+    """W2 of every head: H x D x width, Glorot-uniform head by head."""
+    weight = Tensor(config.num_heads, config.head_dim, width)
+    for head in weight:
+        nn.init.xavier_uniform_(head)
+    return nn.Parameter(weight)
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """T x B x C -> B x H x T x D."""
+    steps, batch, _ = x.shape
+    return x.view(steps, batch, num_heads, -1).permute(1, 2, 0, 3)
+
+
+@register_scorer("dense")
+class DenseScorer(Scorer):
+    """A two-layer network per head maps each token to its own row of N logits.
+
+    Parameters: C^2 + C for W1, b1 and C * N + H * N for W2, b2 (the paper's Table 1: d^2 + d N).
+    ``share_output`` is the form of the authors' code: no biases, and one W2 (D x N) for all heads.
+    """
+
+    options = ("max_length", "share_output")
+
+    def __init__(self, config: ScorerConfig):
+        super().__init__(config)
+        self.num_heads = config.num_heads
+        self.hidden = hidden_layer(config, bias=not config.share_output)
+        if config.share_output:
+            self.weight = nn.Parameter(nn.init.xavier_uniform_(Tensor(config.head_dim, config.max_length)))
+            self.bias = None
+        else:
+            self.weight = head_outputs(config, config.max_length)
+            self.bias = nn.Parameter(torch.zeros(config.num_heads, 1, config.max_length))
+
+    def forward(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Tensor:
+        hidden = split_heads(torch.relu(self.hidden(x)), self.num_heads)
+        width = positions.keys if positions.key_index is None else self.max_length
+        logits = torch.matmul(hidden, self.weight[..., :width])
+        if self.bias is not None:
+            logits = logits + self.bias[..., :width]
+        return positions.columns(logits)

@@ -1,0 +1,34 @@
+"""fairseq_synth: attention variants for fairseq, loaded with --user-dir."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+README = HERE / "README.md"
+
+setup(
+    name="fairseq-synth",
+    version="0.1.0",
+    description="Synthesizer attention for fairseq translation models, as a --user-dir plugin",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.8",
+    # Nothing but the plugin: examples/ and user_dir_tests/ stay in the checkout. Installed, the
+    # package lies beside fairseq's, which is where fairseq looks for `--user-dir fairseq_synth`.
+    packages=find_packages(include=["fairseq_synth", "fairseq_synth.*"]),
+    install_requires=[
+        # fairseq 0.12.2 cannot be imported on Python 3.11; fairseq-fixed is its continuation.
+        "fairseq-fixed>=0.12.3; python_version>='3.11'",
+        "fairseq==0.12.2; python_version<'3.11'",
+        "torch",
+        "sacrebleu",
+        "sentencepiece",
+    ],
+    extras_require={
+        "test": ["pytest", "hypothesis", "ruff", "mypy", "tensorboard"],
+        "plot": ["matplotlib"],
+    },
+    entry_points={"console_scripts": ["fairseq-synth = fairseq_synth.cli:main"]},
+)

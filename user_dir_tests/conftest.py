@@ -1,0 +1,101 @@
+"""Shared fixtures: the plugin loaded once, one thread, a tiny corpus and the real commands run in this process."""
+
+import contextlib
+import io
+import logging
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are tiny: threads only get in each other's way
+
+import torch  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+USER_DIR = REPOSITORY / "fairseq_synth"
+sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(REPOSITORY / "user_dir_tests"))
+torch.set_num_threads(1)
+
+import fairseq_synth  # noqa: E402,F401
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore"}
+WORDS = [f"w{i}" for i in range(30)]
+
+
+def run_command(name, *args, cwd=None, check=True):
+    """Run a fairseq command (train, generate, preprocess, ...) as a user would; returns the completed process."""
+    command = [sys.executable, "-m", f"fairseq_cli.{name}", *map(str, args)]
+    done = subprocess.run(command, env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True)
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done
+
+
+def call_command(name, *args):
+    """The same without a new process: parse the arguments as the command does and call its main().
+
+    Returns what it printed and logged. Exceptions come through.
+    """
+    import importlib
+
+    module = importlib.import_module(f"fairseq_cli.{name}")
+    stream, argv = io.StringIO(), sys.argv
+    handler = logging.StreamHandler(stream)
+    logging.getLogger().addHandler(handler)
+    sys.argv = [f"fairseq-{name}", *map(str, args)]
+    try:
+        with contextlib.redirect_stdout(stream):
+            module.cli_main()
+    finally:
+        sys.argv = argv
+        logging.getLogger().removeHandler(handler)
+    return stream.getvalue()
+
+
+def write_corpus(folder, splits, seed=1, longest=8):
+    """Copy with a twist: the target is the source reversed, every word renamed. Lengths 2 to `longest`."""
+    rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, sentences in splits.items():
+        with open(folder / f"{split}.src", "w") as src, open(folder / f"{split}.tgt", "w") as tgt:
+            for _ in range(sentences):
+                words = [rng.choice(WORDS) for _ in range(rng.randint(2, longest))]
+                print(*words, file=src)
+                print(*(w.replace("w", "v") for w in reversed(words)), file=tgt)
+    return folder
+
+
+def preprocess(text, out, *extra):
+    """Binarise a corpus made by :func:`write_corpus`."""
+    prefixes = [a for s in ("train", "valid", "test") for a in (f"--{s}pref", text / s)]
+    call_command("preprocess", "--source-lang", "src", "--target-lang", "tgt", *prefixes, "--destdir", out,
+                 "--joined-dictionary", *extra)  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Binarised: 300 training, 20 validation and 13 test sentences (13: no multiple of 8)."""
+    root = tmp_path_factory.mktemp("corpus")
+    return preprocess(write_corpus(root / "text", {"train": 300, "valid": 20, "test": 13}), root / "bin")
+
+
+SIZES = {"layers": 2, "embed-dim": 16, "ffn-embed-dim": 24, "attention-heads": 2}
+TINY = [a for side in ("encoder", "decoder") for k, v in SIZES.items() for a in (f"--{side}-{k}", str(v))]
+
+
+def train_args(data, save_dir, *extra, arch="synth_transformer", updates=2):
+    """Arguments of a small and quick fairseq-train."""
+    return [data, "--user-dir", USER_DIR, "--arch", arch, *TINY, "--share-all-embeddings", "--optimizer", "adam",
+            "--lr", "0.01", "--max-tokens", "200", "--max-update", str(updates), "--save-dir", save_dir, "--cpu",
+            "--no-progress-bar", "--no-epoch-checkpoints", *extra]  # fmt: skip
+
+
+def generate_args(data, checkpoint, *extra):
+    return [data, "--user-dir", USER_DIR, "--path", checkpoint, "--cpu", "--beam", "3", "--max-len-b", "12",
+            "--no-progress-bar", *extra]  # fmt: skip

@@ -1,0 +1,111 @@
+"""The fairseq-synth command."""
+
+import pytest
+import torch
+
+from fairseq_synth.averaging import average_checkpoints
+from fairseq_synth.cli import main, own_options
+from fairseq_synth.models.config import SynthTransformerFlatConfig
+from fairseq_synth.modules.scorers import SCORERS
+
+OWN_SCORER = '''
+from fairseq_synth.modules.scorers.base import Scorer, register_scorer
+
+
+@register_scorer("uniform_or_not")
+class Uniform(Scorer):
+    """Every token attends equally to all, or (broken) to the slots before the pads."""
+
+    uses_tokens = False
+
+    def forward(self, x, q, k, positions):
+        return x.new_zeros({heads}, positions.queries, positions.keys){broken}
+'''
+
+
+@pytest.fixture
+def forget_scorer():
+    yield
+    SCORERS.pop("uniform_or_not", None)
+
+
+def test_options_lists_everything(capsys):
+    assert main(["options"]) == 0
+    printed = capsys.readouterr().out
+    for word in [
+        *SCORERS,
+        "synth_transformer_tiny",
+        "--encoder-self-attention",
+        "--cross-attention",
+        "--synthesizer-rank",
+    ]:
+        assert word in printed
+    stock = "--encoder-layers "
+    assert stock not in printed
+
+
+def test_own_options_are_complete():
+    """Every field that fairseq's transformer does not have is printed."""
+    from fairseq.models.transformer import TransformerConfig
+    from fairseq.models.transformer.transformer_config import DecoderConfig
+
+    theirs = {f"{side}_{name}" for side in ("encoder", "decoder") for name in DecoderConfig.__dataclass_fields__}
+    theirs |= {*TransformerConfig.__dataclass_fields__, "quant_noise_pq", "quant_noise_pq_block_size"}
+    ours = {n for n in SynthTransformerFlatConfig.__dataclass_fields__ if n not in theirs} - {"quant_noise_scalar"}
+    flags = {flag for flag, _ in own_options(SynthTransformerFlatConfig)}
+    assert {"--" + name.replace("_", "-") for name in ours} <= flags
+    assert len(ours) == 9
+
+
+def test_check_passes_and_fails(capsys, tmp_path, forget_scorer):
+    assert main(["check", "factorized_random", "--side", "encoder", "--synthesizer-rank", "3"]) == 0
+    assert "all invariants hold" in capsys.readouterr().out
+    good = tmp_path / "own_good.py"
+    good.write_text(OWN_SCORER.format(heads=2, broken=""))
+    assert main(["check", "uniform_or_not", "--import", str(good), "--side", "decoder"]) == 0
+    SCORERS.pop("uniform_or_not")
+    bad = tmp_path / "own_bad.py"
+    bad.write_text(
+        OWN_SCORER.format(heads=2, broken=" + 0.1 * x.shape[1] * __import__('torch').arange(positions.keys)")
+    )
+    assert main(["check", "uniform_or_not", "--import", str(bad), "--side", "decoder"]) == 1
+    printed = capsys.readouterr().out
+    assert "FAIL decoder" in printed and "FAILED" in printed
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["check", "nothing"], "unknown scorer 'nothing'"),
+        (["check", "random", "--import", "nowhere.py"], "nowhere.py: no such Python file"),
+    ],
+)
+def test_check_refuses(arguments, says, capsys):
+    assert main(arguments) == 2
+    err = capsys.readouterr().err.strip()
+    assert says in err and len(err.splitlines()) == 1
+
+
+def test_average_is_the_mean_and_keeps_what_is_equal(tmp_path):
+    fixed, paths = torch.randn(50), []
+    for i in range(3):
+        state = {"w": torch.full((4,), float(i)), "map": fixed, "flag": torch.tensor([True]), "n": torch.tensor([i])}
+        paths.append(str(tmp_path / f"{i}.pt"))
+        torch.save({"model": state, "cfg": {"x": i}}, paths[-1])
+    average_checkpoints(paths, str(tmp_path / "mean.pt"))
+    got = torch.load(tmp_path / "mean.pt", weights_only=True)
+    assert torch.equal(got["model"]["w"], torch.ones(4)) and got["cfg"] == {"x": 2}
+    assert torch.equal(got["model"]["map"], fixed), "a fixed map must not move by an ulp"
+    assert got["model"]["flag"].dtype == torch.bool and int(got["model"]["n"]) == 2
+
+
+def test_python_dash_m(tmp_path):
+    import subprocess
+    import sys
+
+    from conftest import ENVIRONMENT
+
+    done = subprocess.run(
+        [sys.executable, "-m", "fairseq_synth", "options"], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "factorized_dense" in done.stdout
