@@ -58,6 +58,9 @@ EPOCHS=()
 while IFS= read -r number; do
     EPOCHS+=("$FOLDER/checkpoint$number.pt")
 done < <(printf '%s\n' "$FOLDER"/*.pt | sed -n 's/.*\/checkpoint\([0-9][0-9]*\)\.pt$/\1/p' | sort -n | tail -n 5)
-[ "${#EPOCHS[@]}" -gt 0 ] || fail "$FOLDER has no checkpoint of an epoch to average"
-fairseq-synth average --inputs "${EPOCHS[@]}" --output "$FOLDER/average.pt"
+if [ "${#EPOCHS[@]}" -eq 0 ]; then
+    echo "$NAME: less than one epoch was trained, there is nothing to average"
+    exit
+fi
+PYTHONPATH="$ROOT" "$PYTHON" -m fairseq_synth average --inputs "${EPOCHS[@]}" --output "$FOLDER/average.pt"
 score "average-of-${#EPOCHS[@]}" "$FOLDER/average.pt"

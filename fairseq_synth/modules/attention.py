@@ -143,9 +143,10 @@ class SynthAttention(nn.Module):
         logits = self.scorer(query, q, memory.key, positions)
         attn_mask = None if self.causal else attn_mask
         need_weights = need_weights or need_head_weights
-        x = None if need_weights or attn_mask is not None else self._shared(logits, memory)
-        if x is not None:
-            return self.out_proj(x), None
+        if positions.shared and attn_mask is None and not need_weights:
+            x = self._shared(logits, memory)
+            if x is not None:
+                return self.out_proj(x), None
         x, weights = self._per_sentence(logits, memory, attn_mask)
         if not need_weights:
             return self.out_proj(x), None
@@ -207,20 +208,18 @@ class SynthAttention(nn.Module):
 
     def _positions(self, steps: int, memory: Memory, incremental: bool) -> Positions:
         """Rows and columns of the logits; refuses what lies beyond the scorer's maximum length."""
-        limit, slots = self.max_length, memory.value.size(2)
+        limit, slots, mask = self.max_length, memory.value.size(2), memory.padding_mask
         positions = Positions(memory.start, steps, slots)
-        if limit is None:
-            return positions
         longest = max(slots, memory.start + steps)
-        mask = memory.padding_mask
+        too_long = limit is not None and longest > limit
         trusted = self.right_padded and not incremental and not self.cross_attention
-        if mask is not None and (slots > limit or not trusted):
+        if mask is not None and (too_long or not trusted):
             index = token_positions(mask)
             rows = None if self.cross_attention else index[:, memory.start :]
             positions = Positions(memory.start, steps, slots, rows, index)
-            if slots > limit:  # only then can pads make the difference
+            if too_long:  # pads may be what is too long
                 longest = max(memory.start + steps if self.cross_attention else 0, int(index.max()) + 1)
-        if longest > limit:
+        if limit is not None and longest > limit:
             raise UsageError(
                 f"--synthesizer-max-length {limit}: a sequence of {longest} tokens (end of sentence included) is "
                 f"longer; train with a larger value, or shorten or skip the sequence"
