@@ -85,17 +85,19 @@ synth_create() {
 # The constraints hold for fairseq's build as well: pip reads PIP_CONSTRAINT (before 25.3) or
 # PIP_BUILD_CONSTRAINT (since) there, and -c only outside of it.
 synth_pip() {
-    local pid seconds=0
+    local seconds=0
     PIP_CONSTRAINT="$SYNTH_CONSTRAINTS" PIP_BUILD_CONSTRAINT="$SYNTH_CONSTRAINTS" \
         PIP_DISABLE_PIP_VERSION_CHECK=1 \
         "$SYNTH_VENV/bin/python" -m pip install --progress-bar off "$@" >>"$SYNTH_LOG" 2>&1 &
-    pid=$!
-    while kill -0 "$pid" 2>/dev/null; do
+    SYNTH_PID=$!
+    trap 'kill "$SYNTH_PID" 2>/dev/null || true' EXIT # a process in the background ignores Ctrl-C
+    while kill -0 "$SYNTH_PID" 2>/dev/null; do
         sleep 1
         seconds=$((seconds + 1))
         [ $((seconds % 20)) -ne 0 ] || synth_say "$seconds s: $(tail -n 1 "$SYNTH_LOG" | cut -c 1-80)"
     done
-    wait "$pid" || { tail -n 15 "$SYNTH_LOG" >&2; synth_fail "pip install $* failed, see $SYNTH_LOG"; }
+    trap - EXIT
+    wait "$SYNTH_PID" || { tail -n 15 "$SYNTH_LOG" >&2; synth_fail "pip install $* failed, see $SYNTH_LOG"; }
 }
 
 synth_install() {

@@ -36,8 +36,9 @@ def stock(symbols=20, **options):
 
 
 def own_state(model):
-    """Without the copies that fairseq 0.12.2 keeps for a fused kernel."""
-    return {k: v for k, v in model.state_dict().items() if k.rsplit(".", 1)[-1] not in FUSED_COPIES}
+    """Without what fairseq 0.12.2 adds: copies for a fused kernel, and a buffer that nobody initialises."""
+    unused = (*FUSED_COPIES, "_float_tensor")
+    return {k: v for k, v in model.state_dict().items() if k.rsplit(".", 1)[-1] not in unused}
 
 
 STOCK_OPTIONS = [

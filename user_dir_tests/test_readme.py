@@ -1,0 +1,66 @@
+"""What the README says is run: its commands, its scorer, its table of scorers."""
+
+import re
+import shlex
+
+import pytest
+from conftest import REPOSITORY, TINY, USER_DIR, call_command
+
+from fairseq_synth.cli import main as synth_command
+from fairseq_synth.cli import own_options
+from fairseq_synth.models.config import SynthTransformerFlatConfig
+from fairseq_synth.models.transformer import PRESETS
+from fairseq_synth.modules.scorers import SCORERS
+
+README = (REPOSITORY / "README.md").read_text()
+COMMANDS = [shlex.split(block.replace("\\\n", " ")) for block in re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S)]
+SCORER = re.search(r"^```python\n(.*?)^```", README, re.M | re.S).group(1)
+
+
+def command(*start):
+    (found,) = [c for c in COMMANDS if c[: len(start)] == list(start)]
+    return found
+
+
+def test_the_two_commands_exist():
+    for start in (("bash", "examples/quickstart.sh"), ("bash", "user_dir_tests/run.sh")):
+        assert (REPOSITORY / command(*start)[1]).is_file()
+    assert "user_dir_tests/run.sh" in (REPOSITORY / ".ci" / "run").read_text()
+
+
+def test_train_and_generate_as_written(corpus, tmp_path):
+    places = {"data-bin": corpus, "fairseq_synth": USER_DIR, "checkpoints": tmp_path,
+              "checkpoints/checkpoint_best.pt": tmp_path / "checkpoint_best.pt"}  # fmt: skip
+    small = [*TINY, "--max-update", "1", "--cpu", "--no-progress-bar"]
+    train = [places.get(word, word) for word in command("fairseq-train")[1:]]
+    call_command("train", *train, *small)
+    generate = [places.get(word, word) for word in command("fairseq-generate")[1:]]
+    assert "Translated 13 sentences" in call_command("generate", *generate, "--cpu", "--max-len-b", "5")
+
+
+def test_check_as_written(capsys):
+    assert synth_command(command("fairseq-synth", "check", "random+dot_product")[1:]) == 0
+    expected = re.search(r"ends with `(.*?)`", README, re.S).group(1).replace("\n", " ")
+    assert capsys.readouterr().out.strip().endswith(expected)
+
+
+def test_the_scorer_of_the_readme_keeps_every_invariant(tmp_path, capsys):
+    path = tmp_path / "relative.py"
+    path.write_text(SCORER)
+    words = [str(path) if word == "relative.py" else word for word in command("fairseq-synth", "check", "relative")[1:]]
+    try:
+        assert synth_command(words) == 0, capsys.readouterr().out
+    finally:
+        SCORERS.pop("relative", None)
+
+
+def test_average_as_written_parses(capsys):
+    assert synth_command(command("fairseq-synth", "average")[1:]) == 2
+    assert "no such checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [*SCORERS, *PRESETS, *(flag for flag, _ in own_options(SynthTransformerFlatConfig))])
+def test_the_readme_names_everything(name):
+    if name.endswith("layers-to-keep"):
+        pytest.skip("fairseq's own option, of another type here")
+    assert f"`{name}" in README
