@@ -131,6 +131,7 @@ synth_environment() {
     fi
     PATH="$(dirname "$PYTHON"):$PATH"
     export PYTHON PATH
+    command -v fairseq-train >/dev/null || synth_fail "no fairseq-train beside $PYTHON"
 }
 
 synth_environment "$@"

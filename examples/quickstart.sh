@@ -31,8 +31,8 @@ settings() {
     for name in UPDATES SENTENCES SEED THREADS; do
         [[ "${!name}" =~ ^[1-9][0-9]{0,8}$ ]] || fail "$name=${!name}: must be a positive number"
     done
-    DATA="$OUT/data-$SENTENCES-seed$SEED"
-    RUN="$OUT/run-$SENTENCES-seed$SEED-updates$UPDATES"
+    DATA="$OUT/data${QUICK:+-quick}-$SENTENCES-seed$SEED"
+    RUN="$OUT/run${QUICK:+-quick}-$SENTENCES-seed$SEED-updates$UPDATES"
     export OMP_NUM_THREADS="$THREADS"
 }
 
@@ -109,11 +109,13 @@ finish() {
 
 translate() {
     local folder="$RUN/$1"
+    [ ! -e "$folder/translated" ] || return 0
     say "translating the test set with $1"
     quietly "$folder/generate.log" fairseq-generate "$DATA/bin" \
         --user-dir "$ROOT/fairseq_synth" --source-lang en --target-lang de \
         --path "$folder/checkpoint_last.pt" --beam 5 --remove-bpe sentencepiece \
         --max-tokens 4096 --required-batch-size-multiple 1 --cpu --results-path "$folder"
+    touch "$folder/translated"
 }
 
 settings

@@ -9,6 +9,6 @@ from fairseq_synth import compat, errors
 errors.install_excepthook()
 compat.apply()
 
-from fairseq_synth.models import transformer  # noqa: E402,F401  (after compat: it registers the architectures)
+from fairseq_synth.models import transformer, transformer_lm  # noqa: E402,F401  (after compat: they register)
 
 __version__ = "0.1.0"

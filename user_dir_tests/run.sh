@@ -5,7 +5,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source examples/environment.sh test
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
 
 step() {
     echo "== $*"

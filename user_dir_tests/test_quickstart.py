@@ -255,7 +255,7 @@ def run_script(script, **variables):
     environment = {k: v for k, v in os.environ.items() if k not in ("UPDATES", "SENTENCES", "SEED", "OUT", "QUICK")}
     environment.update({"FAIRSEQ_SYNTH_PYTHON": sys.executable}, **variables)
     return subprocess.run(
-        ["bash", "-c", script], cwd=str(ROOT), env=environment, capture_output=True, text=True, timeout=600
+        ["bash", "-c", script], cwd=str(ROOT), env=environment, capture_output=True, text=True, timeout=1200
     )
 
 

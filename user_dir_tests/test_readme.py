@@ -13,7 +13,9 @@ from fairseq_synth.models.transformer import PRESETS
 from fairseq_synth.modules.scorers import SCORERS
 
 README = (REPOSITORY / "README.md").read_text()
-COMMANDS = [shlex.split(block.replace("\\\n", " ")) for block in re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S)]
+COMMANDS = [
+    shlex.split(block.replace("\\\n", " ")) for block in re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S)
+]
 SCORER = re.search(r"^```python\n(.*?)^```", README, re.M | re.S).group(1)
 
 

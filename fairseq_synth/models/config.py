@@ -101,16 +101,14 @@ SynthTransformerFlatConfig = dataclasses.make_dataclass(
 )
 
 
-def preset_config(class_name: str, defaults: Mapping[str, Any]) -> Type[FairseqDataclass]:
-    """The flat dataclass with other defaults: a named architecture that behaves alike on every command and in yaml."""
-    types = {name: kind for name, kind, _ in _flat_fields()}
-    metadata = {f.name: dict(f.metadata) for f in dataclasses.fields(SynthTransformerFlatConfig)}
-    changed = []
-    for name, value in defaults.items():
-        changed.append((name, types[name], field(default=value, metadata=metadata[name])))
-    return dataclasses.make_dataclass(
-        class_name, changed, bases=(SynthTransformerFlatConfig,), namespace={"__module__": __name__}
-    )
+def with_defaults(class_name: str, base: Type[FairseqDataclass], defaults: Mapping[str, Any]) -> Type[FairseqDataclass]:
+    """``base`` with other defaults: a named architecture that behaves alike on every command and in yaml."""
+    known = {f.name: f for f in dataclasses.fields(base)}
+    changed = [
+        (name, known[name].type, field(default=value, metadata=dict(known[name].metadata)))
+        for name, value in defaults.items()
+    ]
+    return dataclasses.make_dataclass(class_name, changed, bases=(base,), namespace={"__module__": __name__})
 
 
 def flat_options(args: Any, defaults: Optional[Type[FairseqDataclass]] = None) -> Dict[str, Any]:
@@ -128,23 +126,32 @@ def flat_options(args: Any, defaults: Optional[Type[FairseqDataclass]] = None) -
     for name, source in FOLLOWS.items():
         if str(flat[name]).startswith("${"):
             flat[name] = flat[source]
-    return flat
+    # what would have come from the task, were there one
+    return {k: None if str(v).startswith("${") else v for k, v in flat.items()}
 
 
-def nested_config(args: Any, defaults: Optional[Type[FairseqDataclass]] = None) -> SynthTransformerConfig:
-    """The nested config that fairseq's modules read, from flat options. UsageError for what cannot work."""
+def nested_config(
+    args: Any,
+    defaults: Optional[Type[FairseqDataclass]] = None,
+    sides: Tuple[str, ...] = ("encoder", "decoder", "cross"),
+) -> SynthTransformerConfig:
+    """The nested config that fairseq's modules read, from flat options. UsageError for what cannot work.
+
+    sides: the attentions that the model has.
+    """
     flat = flat_options(args, defaults)
     config = SynthTransformerConfig()
     for f in dataclasses.fields(SynthTransformerConfig):
         if f.name in SECTIONS:
             section = _section_type(f.name)()
             for g in dataclasses.fields(section):
-                if g.name != "_name":
-                    setattr(section, g.name, flat[f"{f.name}_{g.name}"])
+                if f"{f.name}_{g.name}" in flat:
+                    setattr(section, g.name, flat.pop(f"{f.name}_{g.name}"))
             setattr(config, f.name, section)
-        elif f.name != "_name":
-            setattr(config, f.name, flat[f.name])
-    validate(config)
+    for name, value in flat.items():  # a language model has a few options more
+        if name != "_name":
+            setattr(config, name, value)
+    validate(config, sides)
     return config
 
 

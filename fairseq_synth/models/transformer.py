@@ -6,7 +6,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.models import register_model
 from fairseq.models.transformer import TransformerModelBase
 
-from fairseq_synth.models.config import SynthTransformerFlatConfig, nested_config, preset_config
+from fairseq_synth.models.config import SynthTransformerFlatConfig, nested_config, with_defaults
 from fairseq_synth.models.layers import SynthDecoder, SynthEncoder
 
 
@@ -68,12 +68,13 @@ PRESETS: Dict[str, Dict[str, Any]] = {
 }
 
 
-def _register(name: str, changes: Dict[str, Any]) -> None:
+def register_preset(name: str, base: Any, changes: Dict[str, Any]) -> None:
+    """Register an architecture: the model ``base`` with other defaults."""
     class_name = "".join(part.capitalize() for part in name.split("_"))
-    defaults = preset_config(class_name + "Config", changes) if changes else SynthTransformerFlatConfig
-    model = type(class_name, (SynthTransformerBase,), {"defaults": defaults, "__module__": __name__})
-    globals()[class_name] = register_model(name, dataclass=defaults)(model)
+    defaults = with_defaults(class_name + "Config", base.defaults, changes)
+    model = type(class_name, (base,), {"defaults": defaults, "__module__": base.__module__})
+    register_model(name, dataclass=defaults)(model)
 
 
 for _name, _changes in PRESETS.items():
-    _register(_name, _changes)
+    register_preset(_name, SynthTransformerBase, _changes)

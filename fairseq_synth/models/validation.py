@@ -36,15 +36,15 @@ def layer_specs(cfg: Any, side: str) -> List[LayerSpec]:
     return [specs[int(i)] for i in sorted(keep.split(","), key=int)] if keep else specs
 
 
-def validate(cfg: Any) -> None:
-    """Check a nested config; UsageError names the option, its value, the limit and the fix."""
-    for side in ("encoder", "decoder"):
+def validate(cfg: Any, sides: Tuple[str, ...] = tuple(SPEC_OPTIONS)) -> None:
+    """Check a nested config with attentions in ``sides``; UsageError names option, value, limit and fix."""
+    for side in (s for s in sides if s != "cross"):
         section = getattr(cfg, side)
         section.all_layers = section.layers
         _check_shape(side, section)
         _check_layers_to_keep(side, section)
-    used = {side: layer_specs(cfg, side) for side in SPEC_OPTIONS}
-    if cfg.no_cross_attention:
+    used = {side: layer_specs(cfg, side) for side in sides}
+    if cfg.no_cross_attention and "cross" in used:
         if cfg.cross_attention != "dot_product":
             raise UsageError(
                 f"--cross-attention {cfg.cross_attention}: has no effect with --no-cross-attention; drop one of them"
