@@ -72,12 +72,15 @@ synth_usable() {
 synth_create() {
     synth_find_base
     synth_find_compiler
-    if [ -e "$SYNTH_VENV" ]; then
-        [ -e "$SYNTH_VENV/pyvenv.cfg" ] || [ -z "$(ls -A "$SYNTH_VENV")" ] ||
-            synth_fail "$SYNTH_VENV exists and is not a virtual environment: move it away"
+    if [ -e "$SYNTH_VENV" ] && [ -n "$(ls -A "$SYNTH_VENV")" ]; then
+        [ -e "$SYNTH_VENV/.fairseq_synth" ] ||
+            synth_fail "$SYNTH_VENV was not made by this script: move it away, or set FAIRSEQ_SYNTH_PYTHON"
         synth_say "removing an unfinished or moved environment"
-        rm -rf "$SYNTH_VENV"
+        # The mark stays: whenever this is killed, the folder is still known as ours.
+        find "$SYNTH_VENV" -mindepth 1 -maxdepth 1 ! -name .fairseq_synth -exec rm -rf {} +
     fi
+    mkdir -p "$SYNTH_VENV"
+    touch "$SYNTH_VENV/.fairseq_synth"
     synth_say "creating $SYNTH_VENV with $("$SYNTH_BASE" --version)"
     "$SYNTH_BASE" -m venv "$SYNTH_VENV" || synth_fail "$SYNTH_BASE -m venv failed"
 }

@@ -302,6 +302,8 @@ def test_environment_names_what_is_wrong_with_a_python(tmp_path):
 
 def test_environment_leaves_foreign_folders_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
+    (tmp_path / "pyvenv.cfg").write_text("somebody's own environment")
     done = source_environment(FAIRSEQ_SYNTH_PYTHON="", FAIRSEQ_SYNTH_VENV=str(tmp_path))
     assert done.returncode != 0
-    assert (tmp_path / "thesis.txt").read_text() == "precious"
+    assert "was not made by this script" in done.stderr or "no usable Python" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pyvenv.cfg", "thesis.txt"]

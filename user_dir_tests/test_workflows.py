@@ -122,6 +122,13 @@ def test_replace_unk(trained, corpus, tmp_path):
     assert len(hypotheses(call_command("generate", *arguments))) == 5
 
 
+def test_pruned_layers_by_model_overrides(trained, corpus):
+    """fairseq's own default for this option cannot be overridden: it declares a list and splits a string."""
+    overrides = "{'encoder_layers_to_keep': '1', 'decoder_layers_to_keep': '0'}"
+    printed = call_command("generate", *generate_args(corpus, trained[0], "--model-overrides", overrides))
+    assert len(hypotheses(printed)) == 13
+
+
 def test_ensemble_and_average(trained, corpus, tmp_path):
     checkpoint, _ = trained
     ensemble = call_command("generate", *generate_args(corpus, f"{checkpoint}:{checkpoint}"))

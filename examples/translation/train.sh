@@ -35,6 +35,11 @@ DEVICE=(--cpu)
 
 source "$ROOT/examples/environment.sh"
 export OMP_NUM_THREADS="$THREADS"
+DONE="$CKPT/$NAME/trained-$UPDATES"
+if [ -e "$DONE" ]; then # fairseq-train would add an update
+    echo "train.sh: $NAME is trained already, in $CKPT/$NAME"
+    exit
+fi
 mkdir -p "$CKPT/$NAME"
 fairseq-train "$DATA" --user-dir "$ROOT/fairseq_synth" "${MODEL[@]}" \
     --encoder-layers 4 --decoder-layers 4 --encoder-embed-dim 128 --encoder-ffn-embed-dim 256 \
@@ -46,3 +51,4 @@ fairseq-train "$DATA" --user-dir "$ROOT/fairseq_synth" "${MODEL[@]}" \
     --max-tokens 4096 --max-update "$UPDATES" --seed "$SEED" --required-batch-size-multiple 1 \
     --keep-last-epochs 5 --no-progress-bar --log-interval 50 \
     "${DEVICE[@]}" --save-dir "$CKPT/$NAME" 2>&1 | tee -a "$CKPT/$NAME/train.log"
+touch "$DONE"

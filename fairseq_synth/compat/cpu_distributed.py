@@ -24,9 +24,14 @@ def join_cpu_torchrun() -> bool:
 
     def joining(stock):
         def call_main(cfg, main, **kwargs):
-            if _launched_on_cpu(cfg):
+            launched = _launched_on_cpu(cfg)
+            if launched:
                 _use_launcher(cfg.distributed_training)
-            return stock(cfg, main, **kwargs)
+            result = stock(cfg, main, **kwargs)
+            if launched and torch.distributed.is_initialized():
+                # fairseq leaves gloo's threads to the interpreter's exit, which now and then aborts.
+                torch.distributed.destroy_process_group()
+            return result
 
         return call_main
 
