@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains one model of the comparison on Multi30k:
-#     bash examples/translation/train.sh NAME
+#     bash examples/translation/train.sh NAME [OPTION OF fairseq-train ...]
 # NAME: transformer (fairseq's own), or what to put into the self-attentions of encoder and
 # decoder: random, random+dot_product, 'dot_product*2,random*2' ... Same shapes, budget and
 # seed for all. A second call goes on where the first one stopped. Environment variables:
@@ -16,7 +16,7 @@ fail() {
 }
 
 NAME="${1:-}"
-[ $# -eq 1 ] && [ -n "$NAME" ] || fail "one name is needed: transformer, random, random+dot_product ..."
+[ -n "$NAME" ] || fail "one name is needed: transformer, random, random+dot_product ..."
 [[ "$NAME" != */* ]] || fail "$NAME: a name has no slash"
 : "${DATA:=$WORK/data/bin}" "${CKPT:=$WORK/ckpt}" "${UPDATES:=1500}" "${SEED:=1}" "${THREADS:=1}"
 for variable in UPDATES SEED THREADS; do
@@ -50,5 +50,5 @@ fairseq-train "$DATA" --user-dir "$ROOT/fairseq_synth" "${MODEL[@]}" \
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
     --max-tokens 4096 --max-update "$UPDATES" --seed "$SEED" --required-batch-size-multiple 1 \
     --keep-last-epochs 5 --no-progress-bar --log-interval 50 \
-    "${DEVICE[@]}" --save-dir "$CKPT/$NAME" 2>&1 | tee -a "$CKPT/$NAME/train.log"
+    "${DEVICE[@]}" "${@:2}" --save-dir "$CKPT/$NAME" 2>&1 | tee -a "$CKPT/$NAME/train.log"
 touch "$DONE"
