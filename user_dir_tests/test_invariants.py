@@ -5,9 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_synth.checks import INVARIANTS, Case, run
+from fairseq_synth.checks import INVARIANTS, Case, check_one, run
 from fairseq_synth.checks.case import states
-from fairseq_synth.checks.invariants import check_one
 from fairseq_synth.modules.scorers import SCORERS, Scorer, register_scorer
 from fairseq_synth.modules.scorers.random import RandomScorer
 

@@ -11,7 +11,7 @@ on dimension 0). One or many new tokens may arrive per call; nothing else surviv
 """
 
 import math
-from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 from fairseq.incremental_decoding_utils import with_incremental_state
@@ -20,21 +20,11 @@ from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from fairseq_synth.errors import UsageError
+from fairseq_synth.modules.apply import Memory, attend, attend_shared
 from fairseq_synth.modules.positions import Positions, token_positions
 from fairseq_synth.modules.scorers.base import Scorer
 
 State = Dict[str, Any]
-# below this sum of weights the shared fast path would lose precision, and every sentence gets its own softmax
-SMALLEST_SUM = 1e-30
-
-
-class Memory(NamedTuple):
-    """What the queries attend to. key, value: B x H x S x D; padding_mask: B x S or None; start: first query slot."""
-
-    key: Optional[Tensor]
-    value: Tensor
-    padding_mask: Optional[Tensor]
-    start: int
 
 
 @with_incremental_state
@@ -141,70 +131,23 @@ class SynthAttention(nn.Module):
         positions = self._positions(query.size(0), memory, incremental_state is not None)
         q = self._heads(self.q_proj(query) * self.scaling) if self.scorer.needs_keys else None
         logits = self.scorer(query, q, memory.key, positions)
+        causal = self.causal and not self.cross_attention
         attn_mask = None if self.causal else attn_mask
         need_weights = need_weights or need_head_weights
-        if positions.shared and attn_mask is None and not need_weights:
-            x = self._shared(logits, memory)
+        if positions.shared and logits.dim() == 3 and attn_mask is None and not need_weights:
+            x = attend_shared(logits, memory, causal, self.dropout_module)
             if x is not None:
                 return self.out_proj(x), None
-        x, weights = self._per_sentence(logits, memory, attn_mask)
+        x, weights = attend(logits, memory, causal, self.dropout_module, attn_mask)
         if not need_weights:
             return self.out_proj(x), None
         weights = weights.expand(query.size(1), -1, -1, -1).transpose(0, 1)
         return self.out_proj(x), weights if need_head_weights else weights.mean(dim=0)
 
-    # ------------------------------------------------------------------ the two ways to apply logits
-    def _shared(self, logits: Tensor, memory: Memory) -> Optional[Tensor]:
-        """One matrix product for the whole batch: (H, T, S) x (H, S, B * D). None where that is not possible.
-
-        Pads stand on the right here. A causal row never reaches one; otherwise, with E = exp(logits - rowmax),
-        each sentence's softmax is (E @ (V * valid)) / (E @ valid).
-        """
-        if logits.dim() != 3 or (memory.padding_mask is not None and memory.value.dtype == torch.float16):
-            return None  # in half precision, exp(logits - rowmax) underflows if the row's maximum is at a pad
-        logits = self._causal_fill(_full_precision(logits), memory.start)
-        values = memory.value.permute(1, 2, 0, 3)  # H x S x B x D
-        if memory.padding_mask is None or (self.causal and not self.cross_attention):
-            weights = self.dropout_module(torch.softmax(logits, dim=-1).to(values.dtype))
-            return self._merge(torch.matmul(weights, values.flatten(2)))
-        valid = memory.padding_mask.logical_not().t()  # S x B
-        weights = torch.exp(logits - logits.detach().amax(dim=-1, keepdim=True))
-        total = torch.matmul(weights, valid.to(weights.dtype))  # H x T x B
-        if bool((total.detach() < SMALLEST_SUM).any()):
-            return None
-        values = (values * valid[None, :, :, None].to(values.dtype)).flatten(2)
-        sums = torch.matmul(self.dropout_module(weights.to(values.dtype)), values)
-        return self._merge(sums.view(*total.shape, self.head_dim) / total.unsqueeze(-1).to(sums.dtype))
-
-    def _per_sentence(self, logits: Tensor, memory: Memory, attn_mask: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
-        """A softmax for every sentence. Returns T x B x C and the weights before dropout, (B or 1) x H x T x S."""
-        logits = _full_precision(logits if logits.dim() == 4 else logits.unsqueeze(0))
-        if attn_mask is not None:
-            logits = logits + attn_mask.to(logits.dtype)
-        logits = self._causal_fill(logits, memory.start)
-        if memory.padding_mask is not None:
-            hidden = memory.padding_mask[:, None, None, :]
-            # the lowest number, not -inf: a row that sees only pads (it is one itself) stays finite
-            logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
-        weights = torch.softmax(logits, dim=-1)
-        x = torch.matmul(self.dropout_module(weights.to(memory.value.dtype)), memory.value)
-        return x.permute(2, 0, 1, 3).flatten(2), weights
-
-    def _causal_fill(self, logits: Tensor, start: int) -> Tensor:
-        steps, keys = logits.shape[-2:]
-        if not self.causal or self.cross_attention or steps == 1:
-            return logits
-        future = torch.ones(steps, keys, dtype=torch.bool, device=logits.device).triu(start + 1)
-        return logits.masked_fill(future, torch.finfo(logits.dtype).min)
-
     # ------------------------------------------------------------------ shapes and positions
     def _heads(self, x: Tensor) -> Tensor:
         """S x B x C -> B x H x S x D (a view)."""
         return x.view(x.size(0), x.size(1), self.num_heads, self.head_dim).permute(1, 2, 0, 3)
-
-    def _merge(self, x: Tensor) -> Tensor:
-        """H x T x B (x) D -> T x B x C."""
-        return x.view(*x.shape[:2], -1, self.head_dim).permute(1, 2, 0, 3).flatten(2)
 
     def _positions(self, steps: int, memory: Memory, incremental: bool) -> Positions:
         """Rows and columns of the logits; refuses what lies beyond the scorer's maximum length."""
@@ -290,8 +233,3 @@ class SynthAttention(nn.Module):
 
     def _set_input_buffer(self, incremental_state: Dict[str, State], buffer: State):
         return self.set_incremental_state(incremental_state, "attn_state", buffer)
-
-
-def _full_precision(logits: Tensor) -> Tensor:
-    """The softmax is taken in float32 at least, as in fairseq."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

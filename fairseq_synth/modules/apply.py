@@ -1,0 +1,86 @@
+"""The two ways to apply logits to values: once for the whole batch, or sentence by sentence.
+
+Legend: B batch, T queries, S keys, H heads, D head dim, C = H * D.
+"""
+
+from typing import Callable, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+# below this sum of weights the shared way would lose precision, and every sentence gets its own softmax
+SMALLEST_SUM = 1e-30
+Dropout = Callable[[Tensor], Tensor]
+
+
+class Memory(NamedTuple):
+    """What the queries attend to. key, value: B x H x S x D; padding_mask: B x S or None; start: first query slot."""
+
+    key: Optional[Tensor]
+    value: Tensor
+    padding_mask: Optional[Tensor]
+    start: int
+
+
+def attend_shared(logits: Tensor, memory: Memory, causal: bool, dropout: Dropout) -> Optional[Tensor]:
+    """One matrix product for the whole batch, (H, T, S) x (H, S, B * D), for logits H x T x S.
+
+    Every pad must stand to the right of its sentence. A causal row then never reaches one; otherwise, with
+    E = exp(logits - rowmax), each sentence's softmax is (E @ (V * valid)) / (E @ valid).
+
+    Returns T x B x C, or None where precision asks for a softmax per sentence.
+    """
+    if memory.padding_mask is not None and memory.value.dtype == torch.float16:
+        return None  # exp(logits - rowmax) underflows where the row's maximum is at a pad
+    logits = _hide_future(_full_precision(logits), memory.start, causal)
+    values = memory.value.permute(1, 2, 0, 3)  # H x S x B x D
+    if memory.padding_mask is None or causal:
+        weights = dropout(torch.softmax(logits, dim=-1).to(values.dtype))
+        return _merge(torch.matmul(weights, values.flatten(2)), values.size(3))
+    valid = memory.padding_mask.logical_not().t()  # S x B
+    weights = torch.exp(logits - logits.detach().amax(dim=-1, keepdim=True)).to(values.dtype)
+    total = torch.matmul(_full_precision(weights), valid.to(logits.dtype))  # H x T x B
+    if bool((total.detach() < SMALLEST_SUM).any()):
+        return None
+    values = (values * valid[None, :, :, None].to(values.dtype)).flatten(2)
+    sums = torch.matmul(dropout(weights), values).view(*total.shape, -1)
+    return _merge(sums / total.unsqueeze(-1).to(sums.dtype), sums.size(3))
+
+
+def attend(
+    logits: Tensor, memory: Memory, causal: bool, dropout: Dropout, attn_mask: Optional[Tensor]
+) -> Tuple[Tensor, Tensor]:
+    """A softmax for every sentence, for logits (B x) H x T x S; attn_mask (T x S) is added to them.
+
+    Returns T x B x C and the weights before dropout, (B or 1) x H x T x S.
+    """
+    logits = _full_precision(logits if logits.dim() == 4 else logits.unsqueeze(0))
+    if attn_mask is not None:
+        logits = logits + attn_mask.to(logits.dtype)
+    logits = _hide_future(logits, memory.start, causal)
+    if memory.padding_mask is not None:
+        hidden = memory.padding_mask[:, None, None, :]
+        # the lowest number, not -inf: a row that sees only pads (it is one itself) stays finite
+        logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
+    weights = torch.softmax(logits, dim=-1)
+    x = torch.matmul(dropout(weights.to(memory.value.dtype)), memory.value)
+    return x.permute(2, 0, 1, 3).flatten(2), weights
+
+
+def _hide_future(logits: Tensor, start: int, causal: bool) -> Tensor:
+    """Query row t sees the columns up to start + t."""
+    steps, keys = logits.shape[-2:]
+    if not causal or steps == 1:
+        return logits
+    future = torch.ones(steps, keys, dtype=torch.bool, device=logits.device).triu(start + 1)
+    return logits.masked_fill(future, torch.finfo(logits.dtype).min)
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    """The softmax is taken in float32 at least, as in fairseq."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _merge(x: Tensor, head_dim: int) -> Tensor:
+    """H x T x B (x) D -> T x B x C."""
+    return x.view(*x.shape[:2], -1, head_dim).permute(1, 2, 0, 3).flatten(2)
