@@ -1,10 +1,6 @@
 """The real commands on a tiny corpus, as test_compat.py and test_errors.py need them."""
 
-import contextlib
 import functools
-import importlib
-import io
-import logging
 import os
 import random
 import re
@@ -14,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from conftest import call_command as call  # noqa: F401  (the tests take it from here)
 
 USER_DIR = Path(__file__).resolve().parent.parent / "fairseq_synth"
 # (sentences, shortest, longest) per split. None of the sizes is a multiple of 8 but train's.
@@ -76,27 +73,6 @@ def succeed(command, *arguments, **options):
     if result.status != 0:
         raise AssertionError(f"fairseq-{command} failed:\n{result.text[-4000:]}")
     return result.text
-
-
-def call(command, *arguments):
-    """The output of a command's own main function in this process, which saves seconds of imports.
-
-    Exceptions come through. The plugin is loaded in this process already.
-    """
-    module = importlib.import_module(f"fairseq_cli.{command}")
-    stream, argv, root = io.StringIO(), sys.argv, logging.getLogger()
-    handler, level = logging.StreamHandler(stream), root.level
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    sys.argv = [f"fairseq-{command}", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(stream):
-            module.cli_main()
-    finally:
-        sys.argv = argv
-        root.removeHandler(handler)
-        root.setLevel(level)
-    return stream.getvalue()
 
 
 def train_arguments(data, save_dir, *extra, updates=1):

@@ -1,6 +1,7 @@
 """Shared fixtures: the plugin loaded once, one thread, a tiny corpus and the real commands run in this process."""
 
 import contextlib
+import importlib
 import io
 import logging
 import os
@@ -20,6 +21,8 @@ USER_DIR = REPOSITORY / "fairseq_synth"
 sys.path.insert(0, str(REPOSITORY))
 sys.path.insert(0, str(REPOSITORY / "user_dir_tests"))
 torch.set_num_threads(1)
+
+from fairseq import checkpoint_utils  # noqa: E402
 
 import fairseq_synth  # noqa: E402,F401
 
@@ -41,19 +44,20 @@ def call_command(name, *args):
 
     Returns what it printed and logged. Exceptions come through.
     """
-    import importlib
-
     module = importlib.import_module(f"fairseq_cli.{name}")
-    stream, argv = io.StringIO(), sys.argv
-    handler = logging.StreamHandler(stream)
-    logging.getLogger().addHandler(handler)
+    stream, argv, root = io.StringIO(), sys.argv, logging.getLogger()
+    handler, level = logging.StreamHandler(stream), root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
     sys.argv = [f"fairseq-{name}", *map(str, args)]
+    vars(checkpoint_utils.save_checkpoint).pop("best", None)  # fairseq keeps the best loss on the function
     try:
         with contextlib.redirect_stdout(stream):
             module.cli_main()
     finally:
         sys.argv = argv
-        logging.getLogger().removeHandler(handler)
+        root.removeHandler(handler)
+        root.setLevel(level)
     return stream.getvalue()
 
 
@@ -93,9 +97,9 @@ def train_args(data, save_dir, *extra, arch="synth_transformer", updates=2):
     """Arguments of a small and quick fairseq-train."""
     return [data, "--user-dir", USER_DIR, "--arch", arch, *TINY, "--share-all-embeddings", "--optimizer", "adam",
             "--lr", "0.01", "--max-tokens", "200", "--max-update", str(updates), "--save-dir", save_dir, "--cpu",
-            "--no-progress-bar", "--no-epoch-checkpoints", *extra]  # fmt: skip
+            "--no-progress-bar", "--no-epoch-checkpoints", "--num-workers", "0", *extra]  # fmt: skip
 
 
 def generate_args(data, checkpoint, *extra):
     return [data, "--user-dir", USER_DIR, "--path", checkpoint, "--cpu", "--beam", "3", "--max-len-b", "12",
-            "--no-progress-bar", *extra]  # fmt: skip
+            "--no-progress-bar", "--num-workers", "0", *extra]  # fmt: skip

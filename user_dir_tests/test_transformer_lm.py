@@ -85,13 +85,13 @@ def train(text, folder, *extra, updates=2):
     call_command("train", text, "--user-dir", USER_DIR, "--task", "language_modeling", "--arch",
                  "synth_transformer_lm", *FLAGS, "--optimizer", "adam", "--lr", "0.01", "--max-tokens", "256",
                  "--max-update", updates, "--save-dir", folder, "--cpu", "--no-progress-bar",
-                 "--no-epoch-checkpoints", *extra)  # fmt: skip
+                 "--no-epoch-checkpoints", "--num-workers", "0", *extra)  # fmt: skip
     return folder / "checkpoint_last.pt"
 
 
 def eval_lm(text, checkpoint, *extra):
     return call_command("eval_lm", text, "--user-dir", USER_DIR, "--path", checkpoint, "--cpu",
-                        "--no-progress-bar", *extra)  # fmt: skip
+                        "--no-progress-bar", "--num-workers", "0", *extra)  # fmt: skip
 
 
 @pytest.mark.parametrize("spec", SPECS)

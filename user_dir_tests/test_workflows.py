@@ -241,6 +241,6 @@ def test_a_reversal_is_learned(corpus, tmp_path):
                            "--encoder-self-attention", "random", "--decoder-self-attention", "random+dot_product",
                            "--share-all-embeddings", "--optimizer", "adam", "--lr", "0.003", "--dropout", "0",
                            "--max-tokens", "800", "--max-update", "200", "--cpu", "--no-progress-bar", "--no-save",
-                           "--save-dir", tmp_path)  # fmt: skip
+                           "--num-workers", "0", "--save-dir", tmp_path)  # fmt: skip
     losses = [float(x) for x in re.findall(r"^epoch \d+ \| loss ([\d.]+)", printed, re.M)]
     assert losses[-1] < 0.3 * losses[0], losses
