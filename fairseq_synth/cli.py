@@ -35,15 +35,16 @@ def run_options(args: argparse.Namespace) -> int:
     """What ``fairseq-train --help`` leaves out."""
     from fairseq_synth.models.config import SynthTransformerFlatConfig
     from fairseq_synth.models.transformer import PRESETS
+    from fairseq_synth.models.transformer_lm import PRESETS as LM_PRESETS
     from fairseq_synth.modules.scorers import SCORERS
 
-    print("Architectures (--arch), with what differs from fairseq's transformer:")
-    for name, changes in PRESETS.items():
+    print("Architectures (--arch), with what differs from fairseq's transformer and\ntransformer_lm:")
+    for name, changes in {**PRESETS, **LM_PRESETS}.items():
         print(f"  {name}\n      {_describe_sizes(changes)}")
     print("\nScorers, alone or summed in a mixture (random+dot_product):")
     for name, cls in sorted(SCORERS.items()):
         _print_item(name, _first_line(sys.modules[cls.__module__]))
-    print("\nOptions of synth_transformer beyond those of fairseq's transformer:")
+    print("\nOptions beyond those of fairseq's models (a language model has the decoder's):")
     for flag, field in own_options(SynthTransformerFlatConfig):
         _print_item(f"{flag}  (default: {field.default})", field.metadata["help"])
     return 0
@@ -63,8 +64,10 @@ def _print_item(title: str, text: str) -> None:
 def _describe_sizes(changes: Any) -> str:
     if not changes:
         return "nothing"
-    sizes = "{encoder_layers}+{decoder_layers} layers, dimension {encoder_embed_dim}, feed-forward "
-    return (sizes + "{encoder_ffn_embed_dim}, {encoder_attention_heads} heads").format(**changes)
+    side = "encoder" if "encoder_layers" in changes else "decoder"
+    layers = "+".join(str(changes[k]) for k in ("encoder_layers", "decoder_layers") if k in changes)
+    sizes = [changes[f"{side}_{k}"] for k in ("embed_dim", "ffn_embed_dim", "attention_heads")]
+    return "{} layers, dimension {}, feed-forward {}, {} heads".format(layers, *sizes)
 
 
 def _first_line(module: Any) -> str:

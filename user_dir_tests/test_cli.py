@@ -35,6 +35,7 @@ def test_options_lists_everything(capsys):
     for word in [
         *SCORERS,
         "synth_transformer_tiny",
+        "synth_transformer_lm_gbw",
         "--encoder-self-attention",
         "--cross-attention",
         "--synthesizer-rank",

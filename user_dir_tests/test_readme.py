@@ -4,12 +4,13 @@ import re
 import shlex
 
 import pytest
-from conftest import REPOSITORY, TINY, USER_DIR, call_command
+from conftest import REPOSITORY, TINY, USER_DIR, call_command, write_corpus
 
 from fairseq_synth.cli import main as synth_command
 from fairseq_synth.cli import own_options
 from fairseq_synth.models.config import SynthTransformerFlatConfig
 from fairseq_synth.models.transformer import PRESETS
+from fairseq_synth.models.transformer_lm import PRESETS as LM_PRESETS
 from fairseq_synth.modules.scorers import SCORERS
 
 README = (REPOSITORY / "README.md").read_text()
@@ -34,10 +35,24 @@ def test_train_and_generate_as_written(corpus, tmp_path):
     places = {"data-bin": corpus, "fairseq_synth": USER_DIR, "checkpoints": tmp_path,
               "checkpoints/checkpoint_best.pt": tmp_path / "checkpoint_best.pt"}  # fmt: skip
     small = [*TINY, "--max-update", "1", "--cpu", "--no-progress-bar"]
-    train = [places.get(word, word) for word in command("fairseq-train")[1:]]
+    train = [places.get(word, word) for word in command("fairseq-train", "data-bin")[1:]]
     call_command("train", *train, *small)
     generate = [places.get(word, word) for word in command("fairseq-generate")[1:]]
     assert "Translated 13 sentences" in call_command("generate", *generate, "--cpu", "--max-len-b", "5")
+
+
+def test_language_model_as_written(tmp_path):
+    text = write_corpus(tmp_path / "text", {"train": 60, "valid": 10, "test": 10})
+    prefixes = [a for s in ("train", "valid", "test") for a in (f"--{s}pref", text / f"{s}.src")]
+    call_command("preprocess", "--only-source", *prefixes, "--destdir", tmp_path / "bin")
+    places = {"data-bin/text": tmp_path / "bin", "fairseq_synth": USER_DIR, "checkpoints/lm": tmp_path,
+              "checkpoints/lm/checkpoint_best.pt": tmp_path / "checkpoint_last.pt"}  # fmt: skip
+    train = command("fairseq-train", "data-bin/text")[1:]
+    small = ["--decoder-layers", "1", "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "16", "--max-update",
+             "1", "--cpu", "--num-workers", "0"]  # fmt: skip
+    call_command("train", *[places.get(word, word) for word in train], *small)
+    evaluate = [places.get(word, word) for word in command("fairseq-eval-lm")[1:]]
+    assert "Perplexity" in call_command("eval_lm", *evaluate, "--cpu", "--num-workers", "0")
 
 
 def test_check_as_written(capsys):
@@ -61,7 +76,9 @@ def test_average_as_written_parses(capsys):
     assert "no such checkpoint" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", [*SCORERS, *PRESETS, *(flag for flag, _ in own_options(SynthTransformerFlatConfig))])
+@pytest.mark.parametrize(
+    "name", [*SCORERS, *PRESETS, *LM_PRESETS, *(flag for flag, _ in own_options(SynthTransformerFlatConfig))]
+)
 def test_the_readme_names_everything(name):
     if name.endswith("layers-to-keep"):
         pytest.skip("fairseq's own option, of another type here")
