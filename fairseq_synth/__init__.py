@@ -9,6 +9,8 @@ from fairseq_synth import compat, errors
 errors.install_excepthook()
 compat.apply()
 
-from fairseq_synth.models import transformer, transformer_lm  # noqa: E402,F401  (after compat: they register)
+# after compat: they register themselves
+from fairseq_synth.models import sequential_lm, transformer, transformer_lm  # noqa: E402,F401
+from fairseq_synth.tasks import streaming_lm  # noqa: E402,F401
 
 __version__ = "0.1.0"

@@ -1,0 +1,116 @@
+"""The learned soft mask of Sukhbaatar et al. 2019 ("Adaptive Attention Span in Transformers", eq. 2-4).
+
+Legend: H heads, S maximum span, R ramp, z span in tokens, x distance.
+"""
+
+import math
+from typing import List, NamedTuple, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_synth.errors import UsageError
+
+# heads whose windows differ by no more than this share their matrix products: measured, a group of its own costs
+# a head as much as 128 more positions
+SLACK, RELATIVE_SLACK = 128, 1 / 8
+
+
+class HeadGroup(NamedTuple):
+    """Heads that are computed together, and how far back they look (in tokens)."""
+
+    heads: Tuple[int, ...]
+    window: int
+
+
+class AdaptiveSpan(nn.Module):
+    """One span per head: ``m_z(x) = clamp((R + z - x) / R, 0, 1)``, zero from the maximum span on.
+
+    x is 0 for the nearest position that the head can attend to. The parameter is the ratio z/S, not z: the gradient
+    then carries the factor S, without which spans learn S times too slowly at the common learning rate.
+
+    The ratio is used clamped to [0, 1], and ``set_num_updates``, which fairseq calls on every module before each
+    update, writes the clamped value back: a ratio that an update pushed out of the interval would otherwise get no
+    gradient any more. A training loop without fairseq calls :meth:`clamp_` after the optimizer's step.
+
+    Args:
+        num_heads, max_span, ramp: H, S and R.
+        initial_span: z at the start, in tokens.
+        fixed: the spans stay where they start.
+
+    Raises:
+        UsageError: no room for the span or the ramp.
+    """
+
+    def __init__(
+        self, num_heads: int, max_span: int, ramp: int = 32, initial_span: float = 0.0, fixed: bool = False
+    ) -> None:
+        super().__init__()
+        if max_span < 1:
+            raise UsageError(f"maximum attention span {max_span}: must be at least 1 token")
+        if ramp < 1:
+            raise UsageError(f"span ramp {ramp}: must be at least 1 token (the paper takes 32)")
+        if not 0 <= initial_span <= max_span:
+            raise UsageError(
+                f"initial span {initial_span:g}: must be between 0 and the maximum attention span {max_span}; "
+                f"lower it or raise the maximum"
+            )
+        self.max_span, self.ramp = max_span, ramp
+        ratio = torch.full((num_heads,), initial_span / max_span)
+        self.span_ratio = nn.Parameter(ratio, requires_grad=not fixed)
+
+    def extra_repr(self) -> str:
+        return f"heads={self.span_ratio.numel()}, max_span={self.max_span}, ramp={self.ramp}"
+
+    def mask(self, distance: Tensor) -> Tensor:
+        """distance: any shape, >= 0. Returns H x that shape, in [0, 1], float32 at least."""
+        ratio = self._ratio().view(-1, *[1] * distance.dim())
+        x = distance.to(ratio.dtype)
+        soft = ((self.ramp - x + ratio * self.max_span) / self.ramp).clamp(0, 1)
+        return soft * (distance < self.max_span).to(soft.dtype)
+
+    def log_mask(self, distance: Tensor) -> Tensor:
+        """log of :meth:`mask`, -inf (without gradient) where it is 0: softmax(s + log m) is softmax(s) * m,
+        renormalised."""
+        mask = self.mask(distance)
+        visible = mask > 0
+        return torch.where(visible, mask, torch.ones_like(mask)).log().masked_fill(~visible, -math.inf)
+
+    def spans(self) -> Tensor:
+        """z of every head, in tokens (H, without gradient)."""
+        return self._ratio().detach() * self.max_span
+
+    def windows(self) -> List[int]:
+        """Per head, how many of the nearest positions have a mask above 0."""
+        return [min(self.max_span, math.ceil(z + self.ramp)) for z in self.spans().tolist()]
+
+    def groups(self) -> List[HeadGroup]:
+        return group_heads(self.windows())
+
+    def loss(self) -> Tensor:
+        """S * mean over heads of z/S: the mean span of the layer, in tokens (to be summed over layers)."""
+        return self.max_span * self._ratio().mean()
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        self.span_ratio.clamp_(0, 1)
+
+    def set_num_updates(self, num_updates: int) -> None:
+        self.clamp_()
+
+    def _ratio(self) -> Tensor:
+        ratio: Tensor = self.span_ratio
+        ratio = ratio.float() if ratio.dtype in (torch.float16, torch.bfloat16) else ratio
+        return ratio.clamp(0, 1)
+
+
+def group_heads(windows: Sequence[int]) -> List[HeadGroup]:
+    """Heads of similar window together, the longest first; no head pays for one much longer than itself."""
+    groups: List[HeadGroup] = []
+    for head in sorted(range(len(windows)), key=lambda h: -windows[h]):
+        last = groups[-1] if groups else None
+        if last is not None and last.window - windows[head] <= SLACK + last.window * RELATIVE_SLACK:
+            groups[-1] = HeadGroup(tuple(sorted((*last.heads, head))), last.window)
+        else:
+            groups.append(HeadGroup((head,), windows[head]))
+    return groups

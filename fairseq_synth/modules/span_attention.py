@@ -1,0 +1,255 @@
+"""SpanAttention: every head looks back as far as its own learned span, over blocks of one stream.
+
+Legend: B batch, T queries (the block), t remembered positions, H heads, D head dim, C model dim, S maximum span,
+W window of a group of heads, N persistent vectors.
+
+Sukhbaatar et al. 2019 (arXiv 1905.07799, eq. 1-5; arXiv 1907.01470, eq. 6-9). A query sees positions strictly before
+its own. What lies before the start of the stream is masked (the paper attends to zero vectors there), so that a
+sentence means the same alone, left-padded or after a longer padding; the very first query sees no context and gets
+zeros from it.
+
+Decoding state (through fairseq's incremental-state API; batch first). One or many new tokens may arrive per call;
+what no head can reach any more is dropped.
+    prev_key, prev_value   B x H x t x D
+    prev_hidden            B x t, or None   True at pads
+"""
+
+from typing import Any, Callable, Dict, NamedTuple, Optional
+
+import torch
+import torch.nn.functional as F
+from fairseq.incremental_decoding_utils import with_incremental_state
+from torch import Tensor, nn
+
+from fairseq_synth.errors import UsageError
+from fairseq_synth.modules.adaptive_span import AdaptiveSpan, HeadGroup
+from fairseq_synth.modules.banded_attention import banded_attention
+from fairseq_synth.modules.persistent_memory import PersistentMemory
+
+State = Dict[str, Any]
+
+
+class _Context(NamedTuple):
+    """Keys and values of some heads. key, value: rows x B*h x D, the last row just before the last query."""
+
+    key: Tensor
+    value: Tensor
+    hidden: Optional[Tensor]  # B x rows
+
+
+@with_incremental_state
+class SpanAttention(nn.Module):
+    """Multi-head attention to the past with relative position vectors, adaptive spans and persistent memory.
+
+    Time and memory follow the sum of the heads' spans: heads of similar span form a group, and each group projects
+    and attends to no more positions than it can reach. Projections have no biases.
+
+    Args:
+        embed_dim, num_heads: C and H.
+        span: the learned spans.
+        dropout: on the attention weights, of context and persistent memory alike.
+        memory: persistent vectors in the same softmax (default: none).
+
+    Raises:
+        UsageError: embed_dim is not a multiple of num_heads.
+    """
+
+    get_incremental_state: Callable[..., Any]  # both from the decorator
+    set_incremental_state: Callable[..., Any]
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        span: AdaptiveSpan,
+        dropout: float = 0.0,
+        memory: Optional[PersistentMemory] = None,
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise UsageError(f"--attention-heads {num_heads}: must divide the embedding dimension {embed_dim}")
+        self.num_heads, self.head_dim = num_heads, embed_dim // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = dropout
+        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.k_proj = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.v_proj = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.span = span
+        self.memory = memory
+
+    @property
+    def reach(self) -> int:
+        """How many past positions the farthest-looking head can use."""
+        return self.span.groups()[0].window
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        past: Optional[Tensor] = None,
+        hidden: Optional[Tensor] = None,
+        incremental_state: Optional[Dict[str, State]] = None,
+    ) -> Tensor:
+        """
+        Args:
+            x: T x B x C, the block.
+            positions: at least W x D; row i is the vector of distance i + 1.
+            past: t x B x C, the states just before the block (not together with incremental_state).
+            hidden: B x (t + T), or B x T in incremental decoding; True at pads. None: no pads.
+            incremental_state: decode from cached keys and values.
+
+        Returns:
+            T x B x C
+        """
+        memory = None if self.memory is None else self.memory()
+        cached = None if incremental_state is None else self._append(x, hidden, incremental_state)
+        past = x[:0] if past is None else past.to(x.dtype)
+        known = past.size(0) + x.size(0) if cached is None else cached.key.size(2)
+        weights = self._weights_by_head()
+        total: Any = 0
+        for group in self.span.groups():
+            heads = _Heads(group, weights)
+            rows = min(group.window, max(1, known - 1)) + x.size(0) - 1  # as far as there is anything to see
+            context = self._project(past, x, hidden, heads, rows) if cached is None else cached.of(heads, rows)
+            total = total + self._attend(x, context, positions, heads, memory)
+        return total
+
+    def _attend(self, x: Tensor, context: _Context, positions: Tensor, heads: "_Heads", memory) -> Tensor:
+        """One group of heads. Returns T x B x C, its share of the output."""
+        steps, batch = x.shape[:2]
+        window = context.key.size(0) - steps + 1
+        query = F.linear(x, heads.weight("q") * self.scaling)
+        y = banded_attention(
+            query.view(steps, -1, self.head_dim).transpose(0, 1),
+            context.key.transpose(0, 1),
+            context.value.transpose(0, 1),
+            positions[:window].flip(0).to(query.dtype),
+            self._log_mask(heads, window),
+            None if memory is None else tuple(t[heads.select].to(query.dtype) for t in memory),
+            context.hidden,
+            self.dropout if self.training else 0.0,
+        )
+        return F.linear(y.transpose(0, 1).reshape(steps, batch, -1), heads.weight("out"))
+
+    def _weights_by_head(self) -> Dict[str, Any]:
+        """The projections and their slices per head: D x C each, of the output projection C x D. Taken apart once,
+        so that their gradients are put together once."""
+        weights: Dict[str, Any] = {}
+        for name, dim in (("q", 0), ("k", 0), ("v", 0), ("out", 1)):
+            weight = getattr(self, f"{name}_proj").weight
+            weights[name] = weight, weight.unflatten(dim, (self.num_heads, -1)).unbind(dim), dim
+        return weights
+
+    def _log_mask(self, heads: "_Heads", window: int) -> Tensor:
+        """h x r: the distances from the window's far end to where every head of the group has mask 1."""
+        nearest = int(self.span.spans()[heads.select].min())
+        far = torch.arange(window - 1, min(nearest, window) - 1, -1, device=self.span.span_ratio.device)
+        return self.span.log_mask(far)[heads.select]
+
+    def _project(self, past: Tensor, x: Tensor, hidden: Optional[Tensor], heads: "_Heads", rows: int) -> _Context:
+        """Keys and values of the last ``rows`` positions before the last query, zeros where the stream begins."""
+        inside = x[-1 - rows : -1]
+        before = past[max(0, past.size(0) - rows + inside.size(0)) :]
+        missing = rows - inside.size(0) - before.size(0)
+        key, value = (self._join(before, inside, missing, heads.weight(name)) for name in "kv")
+        if hidden is not None:
+            hidden = hidden[:, hidden.size(1) - 1 - rows + missing : -1]
+        return _Context(key, value, _pad_hidden(hidden, missing, x.size(1), rows, key))
+
+    def _join(self, before: Tensor, inside: Tensor, missing: int, weight: Tensor) -> Tensor:
+        """rows x B*h x D. Apart, because the past needs no gradient: nothing is computed for it."""
+        parts = [F.linear(part, weight) for part in (before, inside) if part.size(0)]
+        if missing:
+            parts.insert(0, inside.new_zeros(missing, inside.size(1), weight.size(0)))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1).unflatten(1, (-1, self.head_dim))
+
+    # ------------------------------------------------------------------ decoding state
+    def _append(self, x: Tensor, hidden: Optional[Tensor], incremental_state: Dict[str, State]) -> "_Cache":
+        """Project the new tokens, join them to what is cached, and store what the next token can still reach."""
+        state = self._get_input_buffer(incremental_state)
+        key, value = (self._heads(projection(x)) for projection in (self.k_proj, self.v_proj))
+        if state:
+            old = state["prev_hidden"]
+            if hidden is not None or old is not None:
+                hidden = _visible(x.size(1), x.size(0), x) if hidden is None else hidden
+                old = _visible(x.size(1), state["prev_key"].size(2), x) if old is None else old
+                hidden = torch.cat([old, hidden], dim=1)
+            key = torch.cat([state["prev_key"], key], dim=2)
+            value = torch.cat([state["prev_value"], value], dim=2)
+        reach = self.reach
+        kept = {
+            "prev_key": key[:, :, -reach:],
+            "prev_value": value[:, :, -reach:],
+            "prev_hidden": None if hidden is None else hidden[:, -reach:],
+        }
+        self._set_input_buffer(incremental_state, kept)
+        return _Cache(key, value, hidden)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """T x B x C -> B x H x T x D."""
+        return x.view(x.size(0), x.size(1), self.num_heads, self.head_dim).permute(1, 2, 0, 3)
+
+    def reorder_incremental_state(self, incremental_state: Dict[str, State], new_order: Tensor):
+        """Called by beam search: keep the rows ``new_order`` of everything that is cached."""
+        state = self._get_input_buffer(incremental_state)
+        if state:
+            state = {k: None if v is None else v.index_select(0, new_order) for k, v in state.items()}
+            self._set_input_buffer(incremental_state, state)
+        return incremental_state
+
+    def _get_input_buffer(self, incremental_state: Optional[Dict[str, State]]) -> State:
+        return self.get_incremental_state(incremental_state, "attn_state") or {}
+
+    def _set_input_buffer(self, incremental_state: Dict[str, State], buffer: State):
+        return self.set_incremental_state(incremental_state, "attn_state", buffer)
+
+
+class _Cache(NamedTuple):
+    """Keys and values of all heads, up to the newest token: B x H x t x D; hidden: B x t or None."""
+
+    key: Tensor
+    value: Tensor
+    hidden: Optional[Tensor]
+
+    def of(self, heads: "_Heads", rows: int) -> _Context:
+        batch, _, slots, size = self.key.shape
+        known = min(rows, slots - 1)
+        key, value = (
+            _pad_rows(x[:, heads.select, slots - 1 - known : -1].permute(2, 0, 1, 3).flatten(1), rows - known)
+            for x in (self.key, self.value)
+        )
+        hidden = None if self.hidden is None else self.hidden[:, slots - 1 - known : -1]
+        hidden = _pad_hidden(hidden, rows - known, batch, rows, key)
+        return _Context(key.view(rows, -1, size), value.view(rows, -1, size), hidden)
+
+
+class _Heads:
+    """A group of heads and its part of the projections; all heads without a copy."""
+
+    def __init__(self, group: HeadGroup, weights: Dict[str, Any]) -> None:
+        self.index, self.weights = list(group.heads), weights
+        self.all = len(self.index) == len(weights["q"][1])
+        self.select: Any = slice(None) if self.all else self.index
+
+    def weight(self, name: str) -> Tensor:
+        """h*D x C; of the output projection C x h*D."""
+        whole, by_head, dim = self.weights[name]
+        return whole if self.all else torch.cat([by_head[h] for h in self.index], dim=dim)
+
+
+def _pad_rows(x: Tensor, missing: int) -> Tensor:
+    """Zeros before the first row."""
+    return F.pad(x, (0, 0) * (x.dim() - 1) + (missing, 0)) if missing else x
+
+
+def _pad_hidden(hidden: Optional[Tensor], missing: int, batch: int, rows: int, like: Tensor) -> Optional[Tensor]:
+    """B x known rows (or None) -> B x all rows, the missing ones hidden; None where all is visible."""
+    if not missing:
+        return hidden
+    known = _visible(batch, rows - missing, like) if hidden is None else hidden
+    return F.pad(known, (missing, 0), value=True)
+
+
+def _visible(batch: int, rows: int, like: Tensor) -> Tensor:
+    return torch.zeros(batch, rows, dtype=torch.bool, device=like.device)
