@@ -34,6 +34,8 @@ def _add_options(commands: Any) -> None:
 def run_options(args: argparse.Namespace) -> int:
     """What ``fairseq-train --help`` leaves out."""
     from fairseq_synth.models.config import SynthTransformerFlatConfig
+    from fairseq_synth.models.sequential_lm import PRESETS as SEQUENTIAL
+    from fairseq_synth.models.sequential_lm import SequentialLMConfig
     from fairseq_synth.models.transformer import PRESETS
     from fairseq_synth.models.transformer_lm import PRESETS as LM_PRESETS
     from fairseq_synth.modules.scorers import SCORERS
@@ -47,6 +49,13 @@ def run_options(args: argparse.Namespace) -> int:
     print("\nOptions beyond those of fairseq's models (a language model has the decoder's):")
     for flag, field in own_options(SynthTransformerFlatConfig):
         _print_item(f"{flag}  (default: {field.default})", field.metadata["help"])
+    print("\nLanguage models over streams of blocks (--task streaming_lm):")
+    print(textwrap.fill(", ".join(SEQUENTIAL), 80, initial_indent="  ", subsequent_indent="  "))
+    print("\nTheir options:")
+    for field in dataclasses.fields(SequentialLMConfig):
+        if field.name != "_name":
+            flag = "--" + field.name.replace("_", "-")
+            _print_item(f"{flag}  (default: {field.default})", field.metadata["help"])
     return 0
 
 

@@ -36,6 +36,8 @@ def test_options_lists_everything(capsys):
         *SCORERS,
         "synth_transformer_tiny",
         "synth_transformer_lm_gbw",
+        "all_attention_lm_wiki103",
+        "--persistent-memory",
         "--encoder-self-attention",
         "--cross-attention",
         "--synthesizer-rank",

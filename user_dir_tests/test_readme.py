@@ -41,18 +41,38 @@ def test_train_and_generate_as_written(corpus, tmp_path):
     assert "Translated 13 sentences" in call_command("generate", *generate, "--cpu", "--max-len-b", "5")
 
 
-def test_language_model_as_written(tmp_path):
-    text = write_corpus(tmp_path / "text", {"train": 60, "valid": 10, "test": 10})
-    prefixes = [a for s in ("train", "valid", "test") for a in (f"--{s}pref", text / f"{s}.src")]
-    call_command("preprocess", "--only-source", *prefixes, "--destdir", tmp_path / "bin")
-    places = {"data-bin/text": tmp_path / "bin", "fairseq_synth": USER_DIR, "checkpoints/lm": tmp_path,
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Binarised monolingual text."""
+    root = write_corpus(tmp_path_factory.mktemp("text"), {"train": 60, "valid": 10, "test": 10})
+    prefixes = [a for s in ("train", "valid", "test") for a in (f"--{s}pref", root / f"{s}.src")]
+    call_command("preprocess", "--only-source", *prefixes, "--destdir", root / "bin")
+    return root / "bin"
+
+
+def test_language_model_as_written(text, tmp_path):
+    places = {"data-bin/text": text, "fairseq_synth": USER_DIR, "checkpoints/lm": tmp_path,
               "checkpoints/lm/checkpoint_best.pt": tmp_path / "checkpoint_last.pt"}  # fmt: skip
-    train = command("fairseq-train", "data-bin/text")[1:]
+    train = command("fairseq-train", "data-bin/text", "--user-dir", "fairseq_synth", "--task", "language_modeling")[1:]
     small = ["--decoder-layers", "1", "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "16", "--max-update",
              "1", "--cpu", "--num-workers", "0"]  # fmt: skip
     call_command("train", *[places.get(word, word) for word in train], *small)
-    evaluate = [places.get(word, word) for word in command("fairseq-eval-lm")[1:]]
+    evaluate = [
+        places.get(word, word)
+        for word in command("fairseq-eval-lm", "data-bin/text", "--user-dir", "fairseq_synth", "--path")[1:]
+    ]
     assert "Perplexity" in call_command("eval_lm", *evaluate, "--cpu", "--num-workers", "0")
+
+
+def test_streams_as_written(text, tmp_path):
+    best = "checkpoints/span/checkpoint_best.pt"
+    places = {"data-bin/text": text, "fairseq_synth": USER_DIR, "checkpoints/span": tmp_path, "600000": "1",
+              "64": "2", "512": "16", best: tmp_path / "checkpoint_last.pt"}  # fmt: skip
+    train = command("fairseq-train", "data-bin/text", "--user-dir", "fairseq_synth", "--task", "streaming_lm")[1:]
+    small = ["--layers", "1", "--embed-dim", "16", "--ffn-embed-dim", "16", "--attention-span", "32", "--cpu"]
+    call_command("train", *[places.get(word, word) for word in train], *small)
+    evaluate = command("fairseq-eval-lm", "data-bin/text", "--user-dir", "fairseq_synth", "--task")[1:]
+    assert "Perplexity" in call_command("eval_lm", *[places.get(word, word) for word in evaluate], "--cpu")
 
 
 def test_check_as_written(capsys):
