@@ -61,7 +61,7 @@ def run_options(args: argparse.Namespace) -> int:
 
 def own_options(flat: Any) -> List[Tuple[str, Any]]:
     """(flag, field) of the options that fairseq's own transformer does not have."""
-    names = ("self_attention", "cross_attention", "synthesizer_", "layers_to_keep")
+    names = ("self_attention", "cross_attention", "synthesizer_", "layers_to_keep", "span", "persistent", "keep_feed")
     fields = [f for f in dataclasses.fields(flat) if any(n in f.name for n in names) and f.name[:3] != "no_"]
     return [("--" + f.name.replace("_", "-"), f) for f in fields if f.name != "cross_self_attention"]
 

@@ -57,7 +57,7 @@ def test_own_options_are_complete():
     ours = {n for n in SynthTransformerFlatConfig.__dataclass_fields__ if n not in theirs} - {"quant_noise_scalar"}
     flags = {flag for flag, _ in own_options(SynthTransformerFlatConfig)}
     assert {"--" + name.replace("_", "-") for name in ours} <= flags
-    assert len(ours) == 9
+    assert len(ours) == 15
 
 
 def test_check_passes_and_fails(capsys, tmp_path, forget_scorer):

@@ -12,6 +12,7 @@ from fairseq_synth.modules.scorers.random import RandomScorer
 
 MIXTURES = ["random+dot_product", "dense+dot_product", "dense+random", "factorized_random+factorized_dense"]
 SPECS = sorted(SCORERS) + MIXTURES
+SPANS = {"encoder_adaptive_span": 6, "decoder_adaptive_span": 6, "span_ramp": 2}
 PLACES = [(name, side) for name, inv in INVARIANTS.items() for side in inv.sides]
 
 
@@ -32,6 +33,12 @@ def test_invariant(name, side, spec):
         ("factorized_random", {"synthesizer_rank": 3, "synthesizer_init": "normal"}),
         ("random", {"encoder_normalize_before": True, "decoder_normalize_before": True}),
         ("random", {"layernorm_embedding": True, "encoder_learned_pos": True, "decoder_learned_pos": True}),
+        ("random", SPANS),
+        ("dot_product", SPANS),
+        ("dense+random", SPANS),
+        ("dot_product", {"persistent_memory": 3}),
+        ("random", {"persistent_memory": 3, **SPANS}),
+        ("factorized_dense+dot_product", {"persistent_memory": 3, "keep_feed_forward": True, **SPANS}),
         ("random+dot_product", {"share_all_embeddings": True, "no_token_positional_embeddings": True}),
     ],
 )

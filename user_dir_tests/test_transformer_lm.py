@@ -96,8 +96,17 @@ def eval_lm(text, checkpoint, *extra):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_train_and_eval_lm(spec, text, tmp_path):
+    _train_and_eval_lm(spec, text, tmp_path)
+
+
+@pytest.mark.parametrize("spec", ["dot_product", "random"])
+def test_spans_and_memory(spec, text, tmp_path):
+    _train_and_eval_lm(spec, text, tmp_path, "--decoder-adaptive-span", "32", "--persistent-memory", "4")
+
+
+def _train_and_eval_lm(spec, text, tmp_path, *more):
     limit = [] if spec == "dot_product" else ["--synthesizer-max-length", "40"]
-    checkpoint = train(text, tmp_path, "--decoder-self-attention", spec, "--tokens-per-sample", "32", *limit)
+    checkpoint = train(text, tmp_path, "--decoder-self-attention", spec, "--tokens-per-sample", "32", *limit, *more)
     losses = {}
     for name, extra in {
         "same": ["--tokens-per-sample", "32"],

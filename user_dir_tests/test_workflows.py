@@ -155,6 +155,8 @@ TRAIN_OPTIONS = {
     "quant_noise": ["--quant-noise-pq", "0.1", "--quant-noise-pq-block-size", "4"],
     "attention_dropout": ["--attention-dropout", "0.2", "--activation-dropout", "0.1"],
     "cross_attention": ["--cross-attention", "random+dot_product"],
+    "adaptive_span": ["--encoder-adaptive-span", "16", "--decoder-adaptive-span", "8", "--span-ramp", "4"],
+    "all_attention": ["--persistent-memory", "8"],
     "fixed": ["--encoder-self-attention", "fixed_random", "--synthesizer-init", "normal"],
 }
 
@@ -178,6 +180,18 @@ def _half_layer_norm():
     except RuntimeError:
         return False
     return True
+
+
+def test_spans_and_memory_train(corpus, tmp_path):
+    """Spans move and stay in range, their mean is logged; all-attention layers have no feed-forward."""
+    arguments = [*SHORT, "--encoder-adaptive-span", "16", "--decoder-adaptive-span", "16", "--span-ramp", "4"]
+    arguments += ["--persistent-memory", "8", "--span-loss", "1e-4", "--log-interval", "5"]
+    printed = call_command("train", *train_args(corpus, tmp_path, *arguments, updates=20))
+    weights = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)["model"]
+    ratios = torch.stack([v for k, v in weights.items() if k.endswith("span.span_ratio")])
+    assert ratios.shape == (4, 2) and ratios.min() >= 0 and ratios.max() <= 1 and ratios.max() > 0
+    assert "span_mean" in printed and "span_max" in printed
+    assert not [k for k in weights if ".fc1." in k or ".final_layer_norm." in k]
 
 
 def test_checkpoint_activations_change_nothing(corpus, tmp_path):

@@ -84,6 +84,9 @@ def _sharpen(module: Any) -> Any:
             scale = 1.0 if tensor.dim() == 3 else 0.5
             with torch.no_grad():
                 tensor.copy_(scale * torch.randn(tensor.shape, generator=generator))
+        if attention.span is not None:
+            with torch.no_grad():
+                attention.span.span_ratio.copy_(torch.rand(attention.num_heads, generator=generator))
     return module
 
 

@@ -71,13 +71,29 @@ def naive_attention(attention: SynthAttention, x: Tensor) -> Tensor:
     keys = attention._heads(attention.k_proj(x)) if needs_keys else None
     out = torch.zeros(steps, heads, size, dtype=x.dtype)
     for t in range(steps):
-        query = attention._heads(attention.q_proj(x[t : t + 1])) * size**-0.5 if needs_keys else None
+        asks = needs_keys or attention.memory is not None
+        query: Any = attention._heads(attention.q_proj(x[t : t + 1])) * size**-0.5 if asks else None
         row = attention.scorer(x[t : t + 1], query, keys, Positions(t, 1, steps)).view(heads, steps)
         seen = t + 1 if attention.causal else steps
         for h in range(heads):
-            weights = [torch.exp(row[h, s] - row[h, :seen].max()) for s in range(seen)]
-            out[t, h] = sum(weights[s] * values[s, h] for s in range(seen)) / sum(weights)
+            weights = [torch.exp(row[h, s] - row[h, :seen].max()) * _soft_mask(attention, h, t, s) for s in range(seen)]
+            slots = [values[s, h] for s in range(seen)]
+            if attention.memory is not None:
+                keys_h, values_h = (m[h] for m in attention.memory())
+                weights += [torch.exp(query[0, h, 0] @ key - row[h, :seen].max()) for key in keys_h]
+                slots += list(values_h)
+            out[t, h] = sum(w * v for w, v in zip(weights, slots)) / sum(weights)
     return attention.out_proj(out.view(steps, 1, heads * size))
+
+
+def _soft_mask(attention: SynthAttention, head: int, row: int, column: int) -> Any:
+    """m_z(x) = clamp((R + z - x) / R, 0, 1) of the adaptive-span paper, 0 from the maximum span on."""
+    span = attention.span
+    if span is None:
+        return 1.0
+    distance = abs(row - column)
+    soft = (span.ramp + span.span_ratio[head] * span.max_span - distance) / span.ramp
+    return soft.clamp(0, 1) * (distance < span.max_span)
 
 
 @invariant("pads on the left, on the right, or anywhere change nothing")

@@ -20,6 +20,7 @@ from fairseq_synth.modules.scorers.base import INITS
 
 KEEP_HELP = "which layers to keep when pruning, comma-separated: 0,2,4"
 InitChoice: Any = ChoiceEnum(list(INITS))
+SPAN_HELP = "each head learns how far it looks, at most this many tokens (0: everywhere)"
 SPEC_HELP = "scorer, mixture (random+dot_product) or list of layers (dot_product*2,random*4) for "
 
 
@@ -47,12 +48,14 @@ class SynthEncoderConfig(EncDecBaseConfig):
     # fairseq declares a list and splits a string
     layers_to_keep: Optional[str] = field(default=None, metadata={"help": KEEP_HELP})
     self_attention: str = field(default="random", metadata={"help": SPEC_HELP + "encoder self-attention"})
+    adaptive_span: int = field(default=0, metadata={"help": SPAN_HELP})
 
 
 @dataclass
 class SynthDecoderConfig(DecoderConfig):
     layers_to_keep: Optional[str] = field(default=None, metadata={"help": KEEP_HELP})
     self_attention: str = field(default="random", metadata={"help": SPEC_HELP + "decoder self-attention"})
+    adaptive_span: int = field(default=0, metadata={"help": SPAN_HELP})
 
 
 @dataclass
@@ -63,6 +66,17 @@ class SynthTransformerConfig(TransformerConfig):
     synthesizer: SynthesizerConfig = field(default_factory=SynthesizerConfig)
     cross_attention: str = field(
         default="dot_product", metadata={"help": SPEC_HELP + "the decoder's attention to the encoder"}
+    )
+    span_ramp: int = field(default=32, metadata={"help": "R: length of the soft end of an adaptive span"})
+    span_loss: float = field(
+        default=5e-7, metadata={"help": "weight of the mean span of each layer (in tokens) in the training loss"}
+    )
+    persistent_memory: int = field(
+        default=0,
+        metadata={"help": "N: persistent key/value vectors per head; they replace the feed-forward sublayers"},
+    )
+    keep_feed_forward: bool = field(
+        default=False, metadata={"help": "keep the feed-forward sublayers beside --persistent-memory"}
     )
 
 

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from fairseq_synth.models.config import SynthTransformerConfig
 from fairseq_synth.models.validation import layer_specs, parse_factors
+from fairseq_synth.modules.adaptive_span import AdaptiveSpan
 from fairseq_synth.modules.attention import SynthAttention
+from fairseq_synth.modules.persistent_memory import PersistentMemory
 from fairseq_synth.modules.positions import right_padding_order
 from fairseq_synth.modules.scorers import ScorerConfig
 from fairseq_synth.modules.spec import LayerSpec, build_layer
@@ -36,6 +38,8 @@ def build_attention(cfg: SynthTransformerConfig, side: str, kind: str, layer: in
         map_seed=place_seed(options.map_seed, place),
     )
     cross = kind == "encoder_attn"
+    heads, span = section.attention_heads, 0 if cross else section.adaptive_span
+    memory = 0 if cross else cfg.persistent_memory
     return SynthAttention(
         section.embed_dim,
         section.attention_heads,
@@ -47,7 +51,21 @@ def build_attention(cfg: SynthTransformerConfig, side: str, kind: str, layer: in
         right_padded=not cross,
         q_noise=cfg.quant_noise.pq,
         qn_block_size=cfg.quant_noise.pq_block_size,
+        span=AdaptiveSpan(heads, span, cfg.span_ramp) if span else None,
+        memory=PersistentMemory(heads, memory, section.embed_dim // heads) if memory else None,
     )
+
+
+class _Nothing(nn.Module):
+    """Stands where a feed-forward sublayer was: the residual passes it unchanged."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def drop_feed_forward(layer: nn.Module) -> None:
+    """All-attention layers have none: the layer ends with the norm after its last attention."""
+    layer.fc1, layer.fc2, layer.final_layer_norm = nn.Identity(), _Nothing(), nn.Identity()
 
 
 def place_seed(seed: int, place: str) -> int:
@@ -59,20 +77,23 @@ class SynthEncoderLayer(TransformerEncoderLayerBase):
     """fairseq's encoder layer around a :class:`SynthAttention`, on 0.12.2 and on main."""
 
     def __init__(self, cfg: SynthTransformerConfig, layer: int, names: LayerSpec, return_fc: bool = False):
-        self._place = (layer, names)
+        self._place, self._borrowed = (layer, names), False
         super().__init__(cfg, return_fc)
         self._drop_fused_path(cfg)
+        if cfg.persistent_memory and not cfg.keep_feed_forward:
+            drop_feed_forward(self)
 
     def build_self_attention(self, embed_dim: int, cfg: SynthTransformerConfig) -> nn.Module:
         if cfg.encoder.xformers_att_config is not None:
             return super().build_self_attention(embed_dim, cfg)
         attention = build_attention(cfg, "encoder", "self_attn", *self._place)
-        if not hasattr(attention, "q_proj"):
+        self._borrowed = not hasattr(attention, "q_proj")
+        if self._borrowed:
             attention.q_proj = attention.v_proj  # 0.12.2's constructor reads its shape; gone again below
         return attention
 
     def _drop_fused_path(self, cfg: SynthTransformerConfig) -> None:
-        if not hasattr(self.self_attn, "k_proj"):
+        if self._borrowed:
             del self.self_attn.q_proj
         for name in FUSED_COPIES:
             self._parameters.pop(name, None)
@@ -98,6 +119,8 @@ class SynthDecoderLayer(TransformerDecoderLayerBase):
     ):
         self._place, self._cross_place = (layer, names), (layer, cross_names)
         super().__init__(cfg, no_encoder_attn=cross_names is None)
+        if cfg.persistent_memory and not cfg.keep_feed_forward:
+            drop_feed_forward(self)
 
     def build_self_attention(
         self,

@@ -6,11 +6,12 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.models import register_model
 from fairseq.models.transformer import TransformerModelBase
 
+from fairseq_synth.auxiliary_loss import SpanLossMixin
 from fairseq_synth.models.config import SynthTransformerFlatConfig, nested_config, with_defaults
 from fairseq_synth.models.layers import SynthDecoder, SynthEncoder
 
 
-class SynthTransformerBase(TransformerModelBase):
+class SynthTransformerBase(SpanLossMixin, TransformerModelBase):
     """Encoder-decoder Transformer (Vaswani et al. 2017) with synthesized attention (Tay et al. 2021).
 
     With ``dot_product`` everywhere it has the parameters, the names and the outputs of fairseq's ``transformer``.
@@ -28,7 +29,10 @@ class SynthTransformerBase(TransformerModelBase):
     @classmethod
     def build_model(cls, args: Any, task: Any) -> "SynthTransformerBase":
         """Build from flat options. Raises UsageError for options that cannot work or have no effect."""
-        return super().build_model(nested_config(args, cls.defaults), task)
+        cfg = nested_config(args, cls.defaults)
+        model = super().build_model(cfg, task)
+        model.span_loss_weight = cfg.span_loss
+        return model
 
     @classmethod
     def build_encoder(cls, cfg, src_dict, embed_tokens) -> SynthEncoder:

@@ -11,15 +11,25 @@ from fairseq.utils import eval_str_list
 from omegaconf import II
 from torch import nn
 
+from fairseq_synth.auxiliary_loss import SpanLossMixin
 from fairseq_synth.errors import UsageError
-from fairseq_synth.models.config import SynthDecoderConfig, SynthesizerConfig, flat_options, nested_config
+from fairseq_synth.models.config import (
+    SynthDecoderConfig,
+    SynthesizerConfig,
+    SynthTransformerConfig,
+    flat_options,
+    nested_config,
+)
 from fairseq_synth.models.layers import SynthDecoder
 from fairseq_synth.models.transformer import register_preset
 
 
 def _own_fields() -> List[Tuple[str, Any, Any]]:
     """What fairseq's language model config lacks, and its sizes made to follow --decoder-embed-dim."""
-    own = [("decoder_self_attention", f) for f in dataclasses.fields(SynthDecoderConfig) if f.name == "self_attention"]
+    decoder = {f.name: f for f in dataclasses.fields(SynthDecoderConfig)}
+    own = [(f"decoder_{name}", decoder[name]) for name in ("self_attention", "adaptive_span")]
+    whole = {f.name: f for f in dataclasses.fields(SynthTransformerConfig)}
+    own += [(name, whole[name]) for name in ("span_ramp", "span_loss", "persistent_memory", "keep_feed_forward")]
     own += [(f"synthesizer_{f.name}", f) for f in dataclasses.fields(SynthesizerConfig) if f.name != "_name"]
     fields = [(name, f.type, field(default=f.default, metadata=dict(f.metadata))) for name, f in own]
     follow = II("model.decoder_embed_dim")
@@ -34,7 +44,7 @@ SynthTransformerLMConfig = dataclasses.make_dataclass(
 )
 
 
-class SynthTransformerLMBase(TransformerLanguageModel):
+class SynthTransformerLMBase(SpanLossMixin, TransformerLanguageModel):
     """Decoder-only Transformer; with ``dot_product`` it is fairseq's ``transformer_lm``."""
 
     defaults: Type[FairseqDataclass] = SynthTransformerLMConfig
@@ -53,7 +63,11 @@ class SynthTransformerLMBase(TransformerLanguageModel):
         embed_tokens = _embed_tokens(cls, cfg, task.source_dictionary)
         decoder = SynthDecoder(cfg, task.target_dictionary, embed_tokens, no_encoder_attn=True)
         _check_block(task, flat["tokens_per_sample"], decoder)
-        return cls(decoder)
+        model = cls(decoder)
+        model.span_loss_weight = cfg.span_loss
+        if decoder.adaptive_softmax is not None:
+            model.watch_adaptive_softmax(decoder.adaptive_softmax, decoder.padding_idx)
+        return model
 
 
 def _embed_tokens(model: Any, cfg: Any, words: Any) -> nn.Module:

@@ -51,6 +51,7 @@ def validate(cfg: Any, sides: Tuple[str, ...] = tuple(SPEC_OPTIONS)) -> None:
             )
         del used["cross"]
     _check_stock_only(cfg, used)
+    _check_spans_and_memory(cfg, [s for s in sides if s != "cross"])
     names = {name for specs in used.values() for spec in specs for name in spec}
     _check_synthesizer(cfg.synthesizer, names)
 
@@ -87,12 +88,34 @@ def _check_stock_only(cfg: Any, used: Any) -> None:
         if not getattr(cfg, option):
             continue
         for side in sides:
-            if any(spec != ("dot_product",) for spec in used.get(side, [])):
+            section = cfg.encoder if side == "encoder" else cfg.decoder
+            plain = not (section.adaptive_span or cfg.persistent_memory) or side == "cross"
+            if not plain or any(spec != ("dot_product",) for spec in used.get(side, [])):
                 flag = "--" + option.replace("_", "-")
                 raise UsageError(
-                    f"{flag}: changes fairseq's dot-product attention only; "
-                    f"give {SPEC_OPTIONS[side]} dot_product, or drop {flag}"
+                    f"{flag}: changes fairseq's dot-product attention only; give {SPEC_OPTIONS[side]} dot_product "
+                    f"without spans and persistent memory, or drop {flag}"
                 )
+
+
+def _check_spans_and_memory(cfg: Any, sides: List[str]) -> None:
+    spans = [getattr(cfg, side).adaptive_span for side in sides]
+    for side, span in zip(sides, spans):
+        if span < 0:
+            raise UsageError(f"--{side}-adaptive-span {span}: must be a number of tokens, or 0 for no span")
+    fields = {f.name: f for f in dataclasses.fields(cfg)}
+    for name, flag in (("span_ramp", "--span-ramp"), ("span_loss", "--span-loss")):
+        if not any(spans) and getattr(cfg, name) != fields[name].default:
+            options = " or ".join(f"--{side}-adaptive-span" for side in sides)
+            raise UsageError(f"{flag} {getattr(cfg, name)}: has no effect without {options}; add it, or drop {flag}")
+    if cfg.persistent_memory < 0:
+        raise UsageError(f"--persistent-memory {cfg.persistent_memory}: must be a number of vectors, or 0 for none")
+    if cfg.keep_feed_forward and not cfg.persistent_memory:
+        raise UsageError("--keep-feed-forward: has no effect without --persistent-memory; drop it or add N vectors")
+    if cfg.persistent_memory and not cfg.keep_feed_forward and getattr(cfg, "scale_fc", False):
+        raise UsageError(
+            "--scale-fc: there is no feed-forward with --persistent-memory; drop it or --keep-feed-forward"
+        )
 
 
 def _check_synthesizer(options: Any, names: Set[str]) -> None:

@@ -4,7 +4,7 @@ Legend: H heads, S maximum span, R ramp, z span in tokens, x distance.
 """
 
 import math
-from typing import List, NamedTuple, Sequence, Tuple
+from typing import Any, List, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,10 @@ class AdaptiveSpan(nn.Module):
 
     def set_num_updates(self, num_updates: int) -> None:
         self.clamp_()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.clamp_()  # the last update before a checkpoint has no next one to clamp it
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _ratio(self) -> Tensor:
         ratio: Tensor = self.span_ratio

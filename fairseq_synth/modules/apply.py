@@ -13,6 +13,13 @@ SMALLEST_SUM = 1e-30
 Dropout = Callable[[Tensor], Tensor]
 
 
+class Extra(NamedTuple):
+    """Slots that every query sees beside its context, in the same softmax. logits: B x H x T x N; value: H x N x D."""
+
+    logits: Tensor
+    value: Tensor
+
+
 class Memory(NamedTuple):
     """What the queries attend to. key, value: B x H x S x D; padding_mask: B x S or None; start: first query slot."""
 
@@ -48,11 +55,16 @@ def attend_shared(logits: Tensor, memory: Memory, causal: bool, dropout: Dropout
 
 
 def attend(
-    logits: Tensor, memory: Memory, causal: bool, dropout: Dropout, attn_mask: Optional[Tensor]
+    logits: Tensor,
+    memory: Memory,
+    causal: bool,
+    dropout: Dropout,
+    attn_mask: Optional[Tensor] = None,
+    extra: Optional[Extra] = None,
 ) -> Tuple[Tensor, Tensor]:
     """A softmax for every sentence, for logits (B x) H x T x S; attn_mask (T x S) is added to them.
 
-    Returns T x B x C and the weights before dropout, (B or 1) x H x T x S.
+    Returns T x B x C and the weights of the context before dropout, (B or 1) x H x T x S.
     """
     logits = _full_precision(logits if logits.dim() == 4 else logits.unsqueeze(0))
     if attn_mask is not None:
@@ -62,9 +74,16 @@ def attend(
         hidden = memory.padding_mask[:, None, None, :]
         # the lowest number, not -inf: a row that sees only pads (it is one itself) stays finite
         logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
+    context = logits.size(-1)
+    if extra is not None:
+        logits = logits.expand(extra.logits.size(0), -1, -1, -1)
+        logits = torch.cat([logits, _full_precision(extra.logits).to(logits.dtype)], dim=-1)
     weights = torch.softmax(logits, dim=-1)
-    x = torch.matmul(dropout(weights.to(memory.value.dtype)), memory.value)
-    return x.permute(2, 0, 1, 3).flatten(2), weights
+    dropped = dropout(weights.to(memory.value.dtype))
+    x = torch.matmul(dropped[..., :context], memory.value)
+    if extra is not None:
+        x = x + torch.matmul(dropped[..., context:], extra.value.to(x.dtype))
+    return x.permute(2, 0, 1, 3).flatten(2), weights[..., :context]
 
 
 def _hide_future(logits: Tensor, start: int, causal: bool) -> Tensor:

@@ -20,7 +20,9 @@ from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from fairseq_synth.errors import UsageError
-from fairseq_synth.modules.apply import Memory, attend, attend_shared
+from fairseq_synth.modules.adaptive_span import AdaptiveSpan
+from fairseq_synth.modules.apply import Extra, Memory, attend, attend_shared
+from fairseq_synth.modules.persistent_memory import PersistentMemory
 from fairseq_synth.modules.positions import Positions, token_positions
 from fairseq_synth.modules.scorers.base import Scorer
 
@@ -44,6 +46,8 @@ class SynthAttention(nn.Module):
         kdim: size of ``key`` in cross-attention (default: embed_dim).
         right_padded: the caller promises that no pad precedes a real token (this package's encoder and decoder
             see to it). Without the promise, padded batches take a path that works for pads anywhere.
+        span: learned soft limit of how far each head looks, before and after; it multiplies any scorer.
+        memory: persistent vectors in the same softmax as the context; every query sees them.
         q_noise, qn_block_size: quantization noise on the projections, as in fairseq.
 
     Raises:
@@ -65,6 +69,8 @@ class SynthAttention(nn.Module):
         right_padded: bool = False,
         q_noise: float = 0.0,
         qn_block_size: int = 8,
+        span: Optional[AdaptiveSpan] = None,
+        memory: Optional[PersistentMemory] = None,
     ):
         super().__init__()
         if embed_dim % num_heads:
@@ -82,11 +88,11 @@ class SynthAttention(nn.Module):
         if scorer.needs_keys:
             self.k_proj = projection(kdim)
         self.v_proj = projection(kdim)
-        if scorer.needs_keys:
+        if scorer.needs_keys or memory is not None:
             self.q_proj = projection(embed_dim)
         self.out_proj = projection(embed_dim)
         self._reset_parameters(gain=1 / math.sqrt(2) if kdim == embed_dim else 1.0)
-        self.scorer = scorer
+        self.scorer, self.span, self.memory = scorer, span, memory
 
     def _reset_parameters(self, gain: float) -> None:
         for name in ("k_proj", "v_proj", "q_proj"):
@@ -129,20 +135,37 @@ class SynthAttention(nn.Module):
             raise ValueError("before_softmax=True is not supported: the logits are not returned")
         memory = self._remember(query, key, key_padding_mask, incremental_state, static_kv)
         positions = self._positions(query.size(0), memory, incremental_state is not None)
-        q = self._heads(self.q_proj(query) * self.scaling) if self.scorer.needs_keys else None
-        logits = self.scorer(query, q, memory.key, positions)
+        q = self._heads(self.q_proj(query) * self.scaling) if hasattr(self, "q_proj") else None
+        logits = self._within_span(self.scorer(query, q, memory.key, positions), positions)
+        extra = self._persistent(q)
         causal = self.causal and not self.cross_attention
         attn_mask = None if self.causal else attn_mask
         need_weights = need_weights or need_head_weights
-        if positions.shared and logits.dim() == 3 and attn_mask is None and not need_weights:
+        if positions.shared and logits.dim() == 3 and attn_mask is None and extra is None and not need_weights:
             x = attend_shared(logits, memory, causal, self.dropout_module)
             if x is not None:
                 return self.out_proj(x), None
-        x, weights = attend(logits, memory, causal, self.dropout_module, attn_mask)
+        x, weights = attend(logits, memory, causal, self.dropout_module, attn_mask, extra)
         if not need_weights:
             return self.out_proj(x), None
         weights = weights.expand(query.size(1), -1, -1, -1).transpose(0, 1)
         return self.out_proj(x), weights if need_head_weights else weights.mean(dim=0)
+
+    def _within_span(self, logits: Tensor, positions: Positions) -> Tensor:
+        """softmax(s) * m, renormalised, is softmax(s + log m)."""
+        if self.span is None:
+            return logits
+        limit = self.span.log_mask(positions.distances(logits.device))  # H x (B) x T x S
+        limit = limit if positions.shared else limit.transpose(0, 1)
+        return (logits if positions.shared or logits.dim() == 4 else logits.unsqueeze(0)) + limit
+
+    def _persistent(self, q: Optional[Tensor]) -> Optional[Extra]:
+        if self.memory is None:
+            return None
+        if q is None:
+            raise ValueError("persistent memory needs queries, and the attention lost its query projection")
+        keys, values = self.memory()
+        return Extra(torch.matmul(q, keys.to(q.dtype).transpose(-2, -1)), values)
 
     # ------------------------------------------------------------------ shapes and positions
     def _heads(self, x: Tensor) -> Tensor:

@@ -43,6 +43,16 @@ class Positions(NamedTuple):
         """True where every sentence of the batch has the same rows and columns."""
         return self.query_index is None and self.key_index is None
 
+    def distances(self, device: torch.device) -> Tensor:
+        """How far every column is before or after its row, in tokens: T x S, or B x T x S where sentences differ."""
+        rows, columns = self.query_index, self.key_index
+        if rows is None:
+            rows = torch.arange(self.start, self.start + self.queries, device=device).unsqueeze(0)
+        if columns is None:
+            columns = torch.arange(self.keys, device=device).unsqueeze(0)
+        distances = (rows.unsqueeze(-1) - columns.unsqueeze(-2)).abs()
+        return distances[0] if self.shared else distances
+
     def rows(self, table: Tensor) -> Tensor:
         """H x N x X -> H x T x X, or B x H x T x X where sentences differ."""
         if self.query_index is None:
