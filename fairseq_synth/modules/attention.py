@@ -11,10 +11,9 @@ on dimension 0). One or many new tokens may arrive per call; nothing else surviv
 """
 
 import math
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
-from fairseq.incremental_decoding_utils import with_incremental_state
 from fairseq.modules.fairseq_dropout import FairseqDropout
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
@@ -22,15 +21,13 @@ from torch import Tensor, nn
 from fairseq_synth.errors import UsageError
 from fairseq_synth.modules.adaptive_span import AdaptiveSpan
 from fairseq_synth.modules.apply import Extra, Memory, attend, attend_shared
+from fairseq_synth.modules.decoding_state import CachingAttention, State
 from fairseq_synth.modules.persistent_memory import PersistentMemory
 from fairseq_synth.modules.positions import Positions, token_positions
 from fairseq_synth.modules.scorers.base import Scorer
 
-State = Dict[str, Any]
 
-
-@with_incremental_state
-class SynthAttention(nn.Module):
+class SynthAttention(CachingAttention):
     """fairseq's ``MultiheadAttention`` with a :class:`Scorer` in place of the query-key product.
 
     With the ``dot_product`` scorer it has the parameters, names, initialisation and outputs of fairseq's own.
@@ -53,9 +50,6 @@ class SynthAttention(nn.Module):
     Raises:
         UsageError: embed_dim is not a multiple of num_heads.
     """
-
-    get_incremental_state: Callable[..., Any]  # both from the decorator
-    set_incremental_state: Callable[..., Any]
 
     def __init__(
         self,
@@ -241,18 +235,3 @@ class SynthAttention(nn.Module):
                 mask = torch.cat([old, mask], dim=1)
         key = None if new.key is None else torch.cat([state["prev_key"], new.key], dim=2)
         return Memory(key, torch.cat([cached, new.value], dim=2), mask, start)
-
-    def reorder_incremental_state(self, incremental_state: Dict[str, State], new_order: Tensor):
-        """Called by beam search: keep the rows ``new_order`` of everything that is cached."""
-        state = self._get_input_buffer(incremental_state)
-        if state:
-            state = {k: None if v is None else v.index_select(0, new_order) for k, v in state.items()}
-            self._set_input_buffer(incremental_state, state)
-        return incremental_state
-
-    # fairseq's decoder layer calls these two by name
-    def _get_input_buffer(self, incremental_state: Optional[Dict[str, State]]) -> State:
-        return self.get_incremental_state(incremental_state, "attn_state") or {}
-
-    def _set_input_buffer(self, incremental_state: Dict[str, State], buffer: State):
-        return self.set_incremental_state(incremental_state, "attn_state", buffer)

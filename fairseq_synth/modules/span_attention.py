@@ -14,19 +14,17 @@ what no head can reach any more is dropped.
     prev_hidden            B x t, or None   True at pads
 """
 
-from typing import Any, Callable, Dict, NamedTuple, Optional
+from typing import Any, Dict, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
-from fairseq.incremental_decoding_utils import with_incremental_state
 from torch import Tensor, nn
 
 from fairseq_synth.errors import UsageError
 from fairseq_synth.modules.adaptive_span import AdaptiveSpan, HeadGroup
 from fairseq_synth.modules.banded_attention import banded_attention
+from fairseq_synth.modules.decoding_state import CachingAttention, State
 from fairseq_synth.modules.persistent_memory import PersistentMemory
-
-State = Dict[str, Any]
 
 
 class _Context(NamedTuple):
@@ -37,8 +35,7 @@ class _Context(NamedTuple):
     hidden: Optional[Tensor]  # B x rows
 
 
-@with_incremental_state
-class SpanAttention(nn.Module):
+class SpanAttention(CachingAttention):
     """Multi-head attention to the past with relative position vectors, adaptive spans and persistent memory.
 
     Time and memory follow the sum of the heads' spans: heads of similar span form a group, and each group projects
@@ -53,9 +50,6 @@ class SpanAttention(nn.Module):
     Raises:
         UsageError: embed_dim is not a multiple of num_heads.
     """
-
-    get_incremental_state: Callable[..., Any]  # both from the decorator
-    set_incremental_state: Callable[..., Any]
 
     def __init__(
         self,
@@ -189,20 +183,6 @@ class SpanAttention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         """T x B x C -> B x H x T x D."""
         return x.view(x.size(0), x.size(1), self.num_heads, self.head_dim).permute(1, 2, 0, 3)
-
-    def reorder_incremental_state(self, incremental_state: Dict[str, State], new_order: Tensor):
-        """Called by beam search: keep the rows ``new_order`` of everything that is cached."""
-        state = self._get_input_buffer(incremental_state)
-        if state:
-            state = {k: None if v is None else v.index_select(0, new_order) for k, v in state.items()}
-            self._set_input_buffer(incremental_state, state)
-        return incremental_state
-
-    def _get_input_buffer(self, incremental_state: Optional[Dict[str, State]]) -> State:
-        return self.get_incremental_state(incremental_state, "attn_state") or {}
-
-    def _set_input_buffer(self, incremental_state: Dict[str, State], buffer: State):
-        return self.set_incremental_state(incremental_state, "attn_state", buffer)
 
 
 class _Cache(NamedTuple):
