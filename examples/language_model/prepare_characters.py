@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""A text as characters for fairseq-train: 90% training, 5% validation, 5% test, in this order.
+
+    python prepare_characters.py --from FILE[.gz] --out work/data     (UTF-8; --bytes: any file, a byte is a character)
+    python prepare_characters.py --out work/data                      (the documentation inside CPython; no download)
+
+Writes OUT/text/{train,valid,test}, what fairseq-preprocess read, and OUT/bin, the first argument of fairseq-train.
+One token per character: a space is `_`; `_` itself and other white space are spelt out (a tab is `<0x09>`); a newline
+is the end of a line, fairseq's `</s>`, which also ends a split that is cut in the middle of a line. In UTF-8 text
+`\\r\\n` is one newline, and a byte order mark is left out.
+
+OUT appears when everything is in it, or not at all.
+"""
+
+import argparse
+import gzip
+import shutil
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Dict, NoReturn, Optional, Sequence
+
+SPLITS = {"train": (0, 90), "valid": (90, 95), "test": (95, 100)}  # in percent
+SHORTEST = 20  # below, a split would be empty
+
+
+def fail(message: str) -> NoReturn:
+    sys.exit(f"prepare_characters.py: error: {message}")
+
+
+def read_text(source: Optional[Path], as_bytes: bool) -> str:
+    if source is None:
+        from pydoc_data.topics import topics
+
+        return "\n".join(topics[name] for name in sorted(topics))
+    try:
+        data = source.read_bytes()
+        if source.suffix == ".gz":
+            data = gzip.decompress(data)
+        return data.decode("latin-1") if as_bytes else data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        fail(f"--from {source}: not UTF-8 (byte {error.start}); for one character per byte: --bytes")
+    except (OSError, EOFError, zlib.error) as error:
+        fail(f"--from {source}: {getattr(error, 'strerror', None) or error}")
+
+
+def token(character: str) -> str:
+    """Without white space, at which fairseq would cut it."""
+    if character == " ":
+        return "_"
+    return f"<{ord(character):#04x}>" if character == "_" or character.isspace() else character
+
+
+def split(text: str) -> Dict[str, str]:
+    if len(text) < SHORTEST:
+        fail(f"a text of {len(text)} characters: at least {SHORTEST} are needed")
+    return {name: text[len(text) * a // 100 : len(text) * b // 100] for name, (a, b) in SPLITS.items()}
+
+
+def write_tokens(path: Path, text: str) -> None:
+    tokens = {character: token(character) for character in set(text)}
+    lines = text.split("\n")
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for line in lines[:-1] if lines[-1] == "" else lines:
+            file.write(" ".join([tokens[character] for character in line]) + "\n")
+
+
+def preprocess(out: Path) -> None:
+    """fairseq-preprocess of the environment this script runs in."""
+    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--only-source", "--destdir", str(out / "bin")]
+    for name in SPLITS:
+        command += [f"--{name}pref", str(out / "text" / name)]
+    print("fairseq-preprocess", flush=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        sys.stderr.write(done.stdout[-2000:])
+        fail("fairseq-preprocess failed, see above")
+
+
+def prepare(source: Optional[Path], out: Path, as_bytes: bool) -> None:
+    """Everything in a temporary folder beside OUT, renamed at the end."""
+    if out.exists():
+        fail(f"--out {out}: exists already; remove it or name another folder")
+    texts = split(read_text(source, as_bytes))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=str(out.parent)))
+    except OSError as error:
+        fail(f"--out {out}: {error.strerror}")
+    try:
+        result = temporary / "result"  # mkdtemp's folder is closed to others
+        (result / "text").mkdir(parents=True)
+        for name, text in texts.items():
+            write_tokens(result / "text" / name, text)
+        preprocess(result)
+        result.rename(out)
+    finally:
+        shutil.rmtree(str(temporary), ignore_errors=True)
+    known = set(texts["train"])
+    sizes = ", ".join(f"{len(text):,} {name}" for name, text in texts.items())
+    print(f"{out}: {sizes} characters, {len(known)} different")
+    unknown = {name: sum(character not in known for character in text) for name, text in texts.items()}
+    if any(unknown.values()):
+        print(f"not in the training text, hence <unk>: {unknown['valid']} of valid, {unknown['test']} of test")
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    parser = argparse.ArgumentParser(description="Prepare a text as characters for fairseq-train.")
+    parser.add_argument(
+        "--from", dest="source", type=Path, metavar="FILE", help="text, plain or .gz (default: CPython's documentation)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--bytes", action="store_true", help="one character per byte, whatever the encoding")
+    args = parser.parse_args(argv)
+    if args.bytes and args.source is None:
+        fail("--bytes: needs --from")
+    prepare(args.source, args.out, args.bytes)
+
+
+if __name__ == "__main__":
+    main()
