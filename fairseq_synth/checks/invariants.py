@@ -14,6 +14,7 @@ from fairseq_synth.checks.case import (
     LENGTHS,
     MAX_LENGTH,
     Case,
+    dictionary,
     padding_mask,
     shift_left_padding,
     states,
@@ -280,8 +281,6 @@ def too_long(case: Case) -> float:
 @invariant("beam search scores equal teacher-forced scores", tolerance=1e-5)
 def generation(case: Case) -> float:
     from fairseq.sequence_generator import SequenceGenerator
-
-    from fairseq_synth.checks.case import dictionary
 
     model, words = case.model(), dictionary()
     source = tokens(pad_left=True)
