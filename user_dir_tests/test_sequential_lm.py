@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 from argparse import Namespace
 
 import pytest
@@ -11,7 +12,7 @@ from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 
 from fairseq_synth.auxiliary_loss import PATIENCE, SpanLossMixin, adaptive_spans, attach
-from fairseq_synth.errors import UsageError
+from fairseq_synth.errors import UsageError, explain
 from fairseq_synth.models.config import with_defaults
 from fairseq_synth.models.sequential_decoder import SequentialDecoder
 from fairseq_synth.models.sequential_lm import PRESETS, SequentialLMBase, SequentialLMConfig
@@ -127,7 +128,8 @@ def test_a_token_sees_only_what_is_before_it():
     ],
 )
 def test_parameter_counts_are_the_published_ones(name, vocabulary, millions):
-    words = type("Words", (), {"pad": lambda self: 1, "__len__": lambda self: vocabulary})()
+    words = Dictionary()
+    words.symbols += [""] * (vocabulary - len(words))
     with torch.device("meta"):  # sizes only
         decoder = SequentialDecoder(with_defaults("Test", SequentialLMConfig, PRESETS[name])(), words)
     count = sum(p.numel() for p in decoder.parameters()) / 1e6
@@ -368,6 +370,19 @@ def test_generation_from_prompts_scores_as_the_full_pass(trained, data, tmp_path
         source = torch.cat([tokens.new_full((1, 1), words.eos()), tokens[:, :-1]], dim=1)
         full = log_probs(model, source).gather(2, tokens[..., None]).sum() / torch.tensor(2.0).log()
         assert float(score) == pytest.approx(full.item(), abs=2e-3)
+
+
+@pytest.mark.parametrize("change", ["order", "size"])
+def test_another_dictionary_is_refused(trained, data, tmp_path, change):
+    """One of equal size would fit, and silently give nonsense."""
+    shutil.copytree(data, tmp_path / "other")
+    words = (tmp_path / "other" / "dict.txt").read_text().splitlines()
+    words = words[1:] + words[:1] if change == "order" else [*words, "new 1"]
+    (tmp_path / "other" / "dict.txt").write_text("\n".join(words) + "\n")
+    with pytest.raises(Exception) as caught:
+        eval_lm(tmp_path / "other", trained[0])
+    line = explain(caught.value)
+    assert re.match(r"the dictionary \(dict.txt\) of 1\d symbols is not the one .* \(1\d symbols\)", line), line
 
 
 def test_options_without_effect_are_refused(data, tmp_path):

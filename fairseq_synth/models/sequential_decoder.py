@@ -3,6 +3,7 @@
 Legend: B batch, T block, t remembered positions, D head dim, C model dim, S maximum span, V vocabulary.
 """
 
+import hashlib
 import math
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -71,6 +72,7 @@ class SequentialDecoder(FairseqIncrementalDecoder):
         super().__init__(dictionary)
         _check(cfg)
         self.padding_idx, self.max_span = dictionary.pad(), cfg.attention_span
+        self.register_buffer("vocabulary", _fingerprint(dictionary))
         self.adaptive_softmax: Optional[nn.Module] = None
         if cfg.adaptive_cutoff:
             self._build_adaptive(cfg, len(dictionary))
@@ -138,6 +140,18 @@ class SequentialDecoder(FairseqIncrementalDecoder):
     def max_positions(self) -> int:
         return self.max_span
 
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
+        """Refuses another dictionary: of equal size, it would fit and give nonsense."""
+        theirs = state_dict.setdefault(prefix + "vocabulary", self.vocabulary)
+        size = state_dict.get(prefix + "embed_tokens.weight", torch.empty(len(self.dictionary))).size(0)
+        if not torch.equal(theirs.cpu(), self.vocabulary.cpu()):  # type: ignore[operator]
+            raise UsageError(
+                f"the dictionary (dict.txt) of {len(self.dictionary)} symbols is not the one the checkpoint was "
+                f"trained with ({size} symbols): give the data folder of the training, or binarise this text with its "
+                f"dictionary (fairseq-preprocess --srcdict)"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _reaches(self) -> List[int]:
         return [layer.reach for layer in self.layers if isinstance(layer, SequentialLayer)]
 
@@ -182,6 +196,12 @@ class SequentialDecoder(FairseqIncrementalDecoder):
             before = new[:0] if past is None else past.states[i].to(new.dtype)
             kept.append(torch.cat([before[max(0, before.size(0) + new.size(0) - size) :], new])[-size:])
         memory.write(self._incremental_state_id, Remembered(kept, None if hidden is None else hidden[:, -max(sizes) :]))
+
+
+def _fingerprint(dictionary: Any) -> Tensor:
+    """Of the symbols and their order; 32 bytes."""
+    symbols = "\n".join(dictionary[i] for i in range(len(dictionary)))
+    return torch.tensor(list(hashlib.sha256(symbols.encode("utf-8")).digest()), dtype=torch.uint8)
 
 
 def has_feed_forward(cfg: Any) -> bool:
