@@ -64,6 +64,17 @@ def test_a_stream_in_blocks_equals_the_whole(changes, block):
     assert not torch.allclose(torch.cat(again, dim=1), torch.cat(blocks, dim=1))  # the memory is what did it
 
 
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_blocks_of_64_and_512_give_the_loss_of_one_block(changes):
+    """1,300 tokens, heads of 70 to 360: the memory covers every span."""
+    model, tokens = build(**{**changes, "attention_span": 1400, "span_ramp": 32}), sentence(1300, batch=1)
+    whole = log_probs(model, tokens).gather(2, tokens[..., None]).mean()
+    for block in (64, 512):
+        memory = StreamMemory()
+        parts = torch.cat([log_probs(model, part, memory=memory) for part in tokens.split(block, dim=1)], dim=1)
+        torch.testing.assert_close(parts.gather(2, tokens[..., None]).mean(), whole)
+
+
 def test_memory_is_bounded_and_belongs_to_the_caller():
     model, tokens, memory = build(), sentence(200), StreamMemory()
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -82,8 +82,8 @@ def _all_attention(layers: int, memory: int, dropout: float, span_loss: float) -
 
 # Published with Adagrad (lr 0.07, --adagrad-clip 0.03), 32,000 warm-up updates (enwik8_small: 8,000), then constant;
 # 64 streams of blocks of 512 tokens (enwik8_small: 256). wiki103: Adam (lr 2.5e-4, 8,000 warm-up updates, clip-norm
-# 1), blocks of 256, --criterion adaptive_loss. The large and the all-attention models end with 10k to 50k updates at
-# a tenth of the learning rate.
+# 1), blocks of 256, --criterion adaptive_loss (which fairseq wants with --ddp-backend legacy_ddp). The large and the
+# all-attention models end with 10k to 50k updates at a tenth of the learning rate.
 PRESETS: Dict[str, Dict[str, Any]] = {
     "adaptive_span_lm": {},
     "adaptive_span_lm_enwik8_small": {
