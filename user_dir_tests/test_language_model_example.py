@@ -5,11 +5,13 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import USER_DIR, call_command
 from fairseq.data import Dictionary, data_utils
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,3 +160,34 @@ def test_table_of_finished_trainings(tmp_path):
         "memory": ["1,234", "2.540", "7.0", "0.25", "-"],
         "fixed": ["1,234", "2.540", "512.0", "0.25", "-"],
     }
+
+
+# ------------------------------------------------------------------------------------------- README.md
+README = [
+    shlex.split(line)
+    for block in re.findall(r"^```bash\n(.*?)^```", (FOLDER / "README.md").read_text(), re.M | re.S)
+    for line in block.replace("\\\n", " ").splitlines()
+]
+SMALL = {
+    "text8": "--layers 1 --embed-dim 16 --ffn-embed-dim 16 --attention-heads 2",
+    "wikitext-103": "--layers 1 --embed-dim 16 --persistent-memory 4 --attention-heads 2 --adaptive-cutoff 6,9",
+    "lm1b": "--decoder-layers 1 --decoder-embed-dim 16 --decoder-ffn-embed-dim 16 --decoder-attention-heads 2 "
+    "--adaptive-input-cutoff 6,9 --adaptive-softmax-cutoff 6,9",
+}
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_commands_for_larger_texts(name, tmp_path, monkeypatch):
+    """As written, but for the size of everything."""
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "valid", "test"):
+        Path(split).write_text("a b c d e f g a b\nd c a b f e h i j a\n" * 160)
+    prefixes = [a for split in ("train", "valid", "test") for a in (f"--{split}pref", split)]
+    folder = next(c for c in README if c[0] == "fairseq-train" and c[1].startswith(f"data/{name}"))[1]
+    call_command("preprocess", "--only-source", *prefixes, "--destdir", folder)
+    for program in ("fairseq-train", "fairseq-eval-lm"):
+        (command,) = [c for c in README if c[:2] == [program, folder]]
+        words = [str(USER_DIR) if word == "fairseq_synth" else word for word in command[1:]]
+        small = "--max-update 1 --num-workers 0 " + SMALL[name] if program == "fairseq-train" else ""
+        log = call_command(program[len("fairseq-") :].replace("-", "_"), *words, "--cpu", *small.split())
+    assert re.search(r"Loss \(base 2\): \d", log)
