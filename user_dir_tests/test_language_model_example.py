@@ -126,6 +126,8 @@ def test_compare_refuses_bad_input(tmp_path):
     for args, environment, message in (
         (["a", "b"], {}, "compare.sh: error: one text at most, got 2"),
         ([], {"UPDATES": "many"}, "compare.sh: error: UPDATES=many: must be a positive number"),
+        ([], {"SEEDS": "1 x"}, "compare.sh: error: SEEDS=1 x: must be a positive number"),
+        ([], {"UPDATES": "5 6"}, "compare.sh: error: UPDATES=5 6: must be a positive number"),
         ([], {"UPDATES": "5"}, "compare.sh: error: UPDATES=5: 20 at least"),
         ([tmp_path / "nowhere"], {"OUT": str(tmp_path / "out")}, "nowhere: No such file"),
     ):
@@ -137,29 +139,37 @@ def test_compare_refuses_bad_input(tmp_path):
 def test_table_of_finished_trainings(tmp_path):
     """Nothing is trained again. fairseq's port divides by targets that are not there and counts the ramp as span."""
     (tmp_path / "data").mkdir()
-    for name, spans in (
-        ("port", {"avg_span": "45.5"}),
-        ("adaptive", {"span_mean": "11.5", "span_layer_0": "3.2"}),
-        ("memory", {"span_mean": "7"}),
-        ("fixed", {}),
+    for seed, name, spans in (
+        (seed, name, spans)
+        for seed in (1, 2)
+        for name, spans in (
+            ("port", {"avg_span": "45.5"}),
+            ("adaptive", {"span_mean": "11.5", "span_layer_0": "3.2"}),
+            ("memory", {"span_mean": "7"}),
+            ("fixed", {}),
+        )
     ):
-        folder = tmp_path / "run-seed1-updates20" / name
+        folder = tmp_path / f"run-seed{seed}-updates20" / name
         folder.mkdir(parents=True)
         (folder / "trained").touch()
         steps = [{"ups": ups, **spans} for ups in ("1", "4", "5", "4")]
         lines = ["x | INFO | fairseq_cli.train | num. shared model params: 1,234 (num. trained: 1,234)"]
         lines += [f"x | INFO | train_inner | {json.dumps(step)}" for step in steps]
-        lines += [f"x | INFO | test | {json.dumps({'test_loss': loss})}" for loss in ("9", "2.54")]
+        lines += [f"x | INFO | test | {json.dumps({'test_loss': loss})}" for loss in ("9", str(2.44 + seed / 10))]
         (folder / "train.log").write_text("\n".join(lines) + "\n")
-    done = compare(OUT=str(tmp_path), UPDATES="20")
-    assert done.returncode == 0, done.stdout
-    table = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()[-4:]}
-    assert table == {
+    assert table_of(compare(OUT=str(tmp_path), UPDATES="20")) == {
         "port": ["1,234", "2.560", "13.5", "0.25", "-"],
         "adaptive": ["1,234", "2.540", "11.5", "0.25", "3"],
         "memory": ["1,234", "2.540", "7.0", "0.25", "-"],
         "fixed": ["1,234", "2.540", "512.0", "0.25", "-"],
     }
+    both = table_of(compare(OUT=str(tmp_path), UPDATES="20", SEEDS="1 2"))
+    assert both["adaptive"] == ["1,234", "2.590", "2.540-2.640", "11.5", "0.25", "3"]
+
+
+def table_of(done):
+    assert done.returncode == 0, done.stdout
+    return {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()[-4:]}
 
 
 # ------------------------------------------------------------------------------------------- README.md

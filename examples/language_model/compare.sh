@@ -5,7 +5,7 @@
 # port: fairseq's examples/adaptive_span; adaptive: ours; memory: ours with persistent vectors instead of the
 # feed-forward layers; fixed: ours with all spans at the maximum. A second call reuses what is finished.
 # Environment variables:
-#   UPDATES=300  SEED=1  THREADS=1   of each training
+#   UPDATES=300  SEEDS=1  THREADS=1   of each training; SEEDS="1 2 3" trains all four three times
 #   OUT=examples/language_model/work/NAME-OF-THE-TEXT
 # The Python environment: see examples/environment.sh.
 set -euo pipefail
@@ -21,12 +21,15 @@ say() { echo "compare.sh: [$SECONDS s] $*"; }
 [ $# -le 1 ] || fail "one text at most, got $#"
 TEXT=python-documentation
 [ $# -eq 0 ] || TEXT="$(basename "$1" .gz)"
-: "${UPDATES:=300}" "${SEED:=1}" "${THREADS:=1}" "${OUT:=$HERE/work/$TEXT}"
-for name in UPDATES SEED THREADS; do
-    [[ "${!name}" =~ ^[1-9][0-9]{0,8}$ ]] || fail "$name=${!name}: must be a positive number"
+: "${UPDATES:=300}" "${SEEDS:=1}" "${THREADS:=1}" "${OUT:=$HERE/work/$TEXT}"
+for name in UPDATES SEEDS THREADS; do
+    [ -n "${!name// /}" ] || fail "$name: must not be empty"
+    for value in ${!name}; do
+        [[ "$value" =~ ^[1-9][0-9]{0,8}$ && ( $name = SEEDS || $value = "${!name}" ) ]] ||
+            fail "$name=${!name}: must be a positive number"
+    done
 done
 [ "$UPDATES" -ge 20 ] || fail "UPDATES=$UPDATES: 20 at least, for the time per update"
-RUN="$OUT/run-seed$SEED-updates$UPDATES"
 
 source "$ROOT/examples/environment.sh"
 export OMP_NUM_THREADS="$THREADS"
@@ -82,34 +85,17 @@ both() {
 SECONDS=0 # after set-up
 [ -d "$OUT/data" ] || "$PYTHON" "$HERE/prepare_characters.py" ${1:+--from "$1"} --out "$OUT/data"
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
-port
-first="$TRAINING"
-ours adaptive
-both port "$first" adaptive "$TRAINING"
-ours memory --persistent-memory "$INNER"
-first="$TRAINING"
-ours fixed --fixed-span --initial-span "$SPAN"
-both memory "$first" fixed "$TRAINING"
+for SEED in $SEEDS; do
+    RUN="$OUT/run-seed$SEED-updates$UPDATES"
+    port
+    first="$TRAINING"
+    ours adaptive
+    both port "$first" adaptive "$TRAINING"
+    ours memory --persistent-memory "$INNER"
+    first="$TRAINING"
+    ours fixed --fixed-span --initial-span "$SPAN"
+    both memory "$first" fixed "$TRAINING"
+done
 say "done"
 
-"$PYTHON" - "$RUN" "$BLOCK" "$SPAN" <<'PYTHON'
-import json, os, re, statistics, sys
-
-run, block, span = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-print(f"{'model':10}{'parameters':>12}{'bits/char':>11}{'mean span':>11}{'s/update':>10}   spans per layer")
-for name in ("port", "adaptive", "memory", "fixed"):
-    with open(os.path.join(run, name, "train.log")) as file:
-        log = file.read()
-    count = re.search(r"num\. shared model params: ([\d,]+)", log)[1]
-    steps = [json.loads(line) for line in re.findall(r"\| train_inner \| (\{.*\})", log)]
-    test = json.loads(re.findall(r"\| test \| (\{.*\})", log)[-1])
-    bits, last = float(test["test_loss"]), steps[-1]
-    if name == "port":
-        bits *= block / (block - 1)  # divided by all tokens of a block, but the last one of each has no target
-        spans = float(last["avg_span"]) - 32  # logged with the ramp
-    else:
-        spans = float(last.get("span_mean", span))
-    layers = " ".join(f"{float(v):.0f}" for k, v in last.items() if k.startswith("span_layer_"))
-    seconds = 1 / statistics.median(float(step["ups"]) for step in steps[1:])
-    print(f"{name:10}{count:>12}{bits:>11.3f}{spans:>11.1f}{seconds:>10.2f}   {layers or '-'}")
-PYTHON
+"$PYTHON" "$HERE/table.py" "$BLOCK" "$SPAN" $(for SEED in $SEEDS; do echo "$OUT/run-seed$SEED-updates$UPDATES"; done)
