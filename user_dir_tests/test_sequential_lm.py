@@ -369,7 +369,7 @@ def test_generation_from_prompts_scores_as_the_full_pass(trained, data, tmp_path
     prompts.write_text("a b c\nd\ne f g h a\n")
     log = call_command(
         "interactive", data, "--user-dir", USER_DIR, "--task", "language_modeling", "--path",
-        trained[0] / "checkpoint_last.pt", "--cpu", "--beam", "3", "--max-len-b", "60", "--input", prompts,
+        trained[0] / "checkpoint_last.pt", "--cpu", "--beam", "3", "--max-len-b", "35", "--input", prompts,
         "--buffer-size", "3", "--batch-size", "3", "--unnormalized",
     )  # fmt: skip
     hypotheses = re.findall(r"^H-\d+\t(\S+)\t(.*)$", log, re.MULTILINE)

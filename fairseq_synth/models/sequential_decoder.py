@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from fairseq.models import FairseqIncrementalDecoder
+from fairseq.models.transformer import Embedding
 from fairseq.modules import AdaptiveInput, AdaptiveSoftmax
 from torch import Tensor, nn
 
@@ -77,7 +78,8 @@ class SequentialDecoder(FairseqIncrementalDecoder):
         if cfg.adaptive_cutoff:
             self._build_adaptive(cfg, len(dictionary))
         else:
-            self.embed_tokens: nn.Module = nn.Embedding(len(dictionary), cfg.embed_dim, self.padding_idx)
+            # std d^-0.5, as fairseq draws embeddings; the authors' N(0, 1) learns more slowly at first
+            self.embed_tokens: nn.Module = Embedding(len(dictionary), cfg.embed_dim, self.padding_idx)
             self.output_projection = nn.Linear(cfg.embed_dim, len(dictionary))
         self.embedding_scale = math.sqrt(cfg.embed_dim) if cfg.adaptive_cutoff else 1.0
         self.embedding_dropout = nn.Dropout(cfg.embedding_dropout)
