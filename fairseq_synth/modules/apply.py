@@ -8,6 +8,8 @@ from typing import Callable, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+from fairseq_synth.modules.decoding_state import Memory
+
 # below this sum of weights the shared way would lose precision, and every sentence gets its own softmax
 SMALLEST_SUM = 1e-30
 Dropout = Callable[[Tensor], Tensor]
@@ -18,15 +20,6 @@ class Extra(NamedTuple):
 
     logits: Tensor
     value: Tensor
-
-
-class Memory(NamedTuple):
-    """What the queries attend to. key, value: B x H x S x D; padding_mask: B x S or None; start: first query slot."""
-
-    key: Optional[Tensor]
-    value: Tensor
-    padding_mask: Optional[Tensor]
-    start: int
 
 
 def attend_shared(logits: Tensor, memory: Memory, causal: bool, dropout: Dropout) -> Optional[Tensor]:

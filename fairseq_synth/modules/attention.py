@@ -2,12 +2,7 @@
 
 Legend: B batch, T target/query length, S source/key length, t cached length, H heads, D head dim, C model dim.
 
-Decoding state (through fairseq's incremental-state API; batch first, so that a beam reorder is an index_select
-on dimension 0). One or many new tokens may arrive per call; nothing else survives between calls.
-    prev_value             B x H x t x D
-    prev_key               B x H x t x D    only for scorers that need keys
-    prev_key_padding_mask  B x t, or None   True at pads
-    prev_query             B x t x 0        cross-attention only: its shape counts the queries already answered
+What is cached between decoding steps: decoding_state.py.
 """
 
 import math
@@ -20,8 +15,8 @@ from torch import Tensor, nn
 
 from fairseq_synth.errors import UsageError
 from fairseq_synth.modules.adaptive_span import AdaptiveSpan
-from fairseq_synth.modules.apply import Extra, Memory, attend, attend_shared
-from fairseq_synth.modules.decoding_state import CachingAttention, State
+from fairseq_synth.modules.apply import Extra, attend, attend_shared
+from fairseq_synth.modules.decoding_state import CachingAttention, Memory, State, append, as_state
 from fairseq_synth.modules.persistent_memory import PersistentMemory
 from fairseq_synth.modules.positions import Positions, token_positions
 from fairseq_synth.modules.scorers.base import Scorer
@@ -43,12 +38,14 @@ class SynthAttention(CachingAttention):
         kdim: size of ``key`` in cross-attention (default: embed_dim).
         right_padded: the caller promises that no pad precedes a real token (this package's encoder and decoder
             see to it). Without the promise, padded batches take a path that works for pads anywhere.
-        span: learned soft limit of how far each head looks, before and after; it multiplies any scorer.
+        span: learned soft limit of how far each head looks, before and after; it multiplies any scorer. While
+            decoding, what is beyond the largest of the layer is not kept.
         memory: persistent vectors in the same softmax as the context; every query sees them.
+        attention_dim: H * D, the width of queries, keys and values (default: embed_dim).
         q_noise, qn_block_size: quantization noise on the projections, as in fairseq.
 
     Raises:
-        UsageError: embed_dim is not a multiple of num_heads.
+        UsageError: attention_dim is not a multiple of num_heads.
     """
 
     def __init__(
@@ -65,18 +62,20 @@ class SynthAttention(CachingAttention):
         qn_block_size: int = 8,
         span: Optional[AdaptiveSpan] = None,
         memory: Optional[PersistentMemory] = None,
+        attention_dim: Optional[int] = None,
     ):
         super().__init__()
-        if embed_dim % num_heads:
-            raise UsageError(f"attention heads {num_heads}: must divide the embedding dimension {embed_dim}")
-        self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
+        inner = attention_dim or embed_dim
+        if inner % num_heads:
+            raise UsageError(f"attention heads {num_heads}: must divide the attention dimension {inner}")
+        self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, inner // num_heads
         self.scaling = self.head_dim**-0.5
         self.causal, self.cross_attention, self.right_padded = causal, cross_attention, right_padded
         self.dropout_module = FairseqDropout(dropout, module_name=self.__class__.__name__)
         kdim = embed_dim if kdim is None else kdim
 
-        def projection(input_dim: int) -> nn.Module:
-            return quant_noise(nn.Linear(input_dim, embed_dim), q_noise, qn_block_size)
+        def projection(input_dim: int, output_dim: int = inner) -> nn.Module:
+            return quant_noise(nn.Linear(input_dim, output_dim), q_noise, qn_block_size)
 
         # created and drawn in fairseq's order: with dot_product, one seed gives both the same weights
         if scorer.needs_keys:
@@ -84,7 +83,7 @@ class SynthAttention(CachingAttention):
         self.v_proj = projection(kdim)
         if scorer.needs_keys or memory is not None:
             self.q_proj = projection(embed_dim)
-        self.out_proj = projection(embed_dim)
+        self.out_proj = projection(inner, embed_dim)
         self._reset_parameters(gain=1 / math.sqrt(2) if kdim == embed_dim else 1.0)
         self.scorer, self.span, self.memory = scorer, span, memory
 
@@ -121,7 +120,7 @@ class SynthAttention(CachingAttention):
         added to the logits of a module that is not causal.
 
         Returns T x B x C, and the weights: H x B x T x S if ``need_head_weights``, their mean over heads
-        B x T x S if ``need_weights``, else None.
+        B x T x S if ``need_weights``, else None. With an incremental state, S are the slots that are still cached.
 
         Raises UsageError for more tokens than the scorer's maximum length.
         """
@@ -169,16 +168,17 @@ class SynthAttention(CachingAttention):
     def _positions(self, steps: int, memory: Memory, incremental: bool) -> Positions:
         """Rows and columns of the logits; refuses what lies beyond the scorer's maximum length."""
         limit, slots, mask = self.max_length, memory.value.size(2), memory.padding_mask
-        positions = Positions(memory.start, steps, slots)
-        longest = max(slots, memory.start + steps)
+        start, end = memory.dropped + memory.start, memory.dropped + slots
+        positions = Positions(start, steps, slots, first=memory.dropped)
+        longest = max(end, start + steps)
         too_long = limit is not None and longest > limit
         trusted = self.right_padded and not incremental and not self.cross_attention
         if mask is not None and (too_long or not trusted):
-            index = token_positions(mask)
+            index = token_positions(mask, memory.tokens_before)
             rows = None if self.cross_attention else index[:, memory.start :]
-            positions = Positions(memory.start, steps, slots, rows, index)
+            positions = Positions(start, steps, slots, rows, index)
             if too_long:  # pads may be what is too long
-                longest = max(memory.start + steps if self.cross_attention else 0, int(index.max()) + 1)
+                longest = max(start + steps if self.cross_attention else 0, int(index.max()) + 1)
         if limit is not None and longest > limit:
             raise UsageError(
                 f"--synthesizer-max-length {limit}: a sequence of {longest} tokens (end of sentence included) is "
@@ -195,7 +195,7 @@ class SynthAttention(CachingAttention):
         incremental_state: Optional[Dict[str, State]],
         static_kv: bool,
     ) -> Memory:
-        """Project what is new, join it to what is cached, and store the result."""
+        """Project what is new, join it to what is cached, and store what later calls can reach."""
         state = self._get_input_buffer(incremental_state)
         if self.cross_attention:
             start = state["prev_query"].size(1) if state else 0
@@ -204,11 +204,9 @@ class SynthAttention(CachingAttention):
             else:
                 memory = self._project(key, padding_mask, start)
         else:
-            memory = self._append(state, self._project(query, padding_mask, 0))
+            memory = append(state, self._project(query, padding_mask, 0))
         if incremental_state is not None:
-            state = {"prev_value": memory.value, "prev_key_padding_mask": memory.padding_mask}
-            if memory.key is not None:
-                state["prev_key"] = memory.key
+            state = as_state(memory, None if self.span is None else max(self.span.windows()))
             if self.cross_attention:
                 state["prev_query"] = query.new_empty(query.size(1), memory.start + query.size(0), 0)
             self._set_input_buffer(incremental_state, state)
@@ -220,18 +218,3 @@ class SynthAttention(CachingAttention):
         key = self._heads(self.k_proj(source)) if self.scorer.needs_keys else None
         mask = None if padding_mask is None else padding_mask.bool()
         return Memory(key, self._heads(self.v_proj(source)), mask, start)
-
-    def _append(self, state: State, new: Memory) -> Memory:
-        if not state:
-            return new
-        cached, mask = state["prev_value"], new.padding_mask
-        batch, _, start, _ = cached.shape
-        steps = new.value.size(2)
-        if mask is None or mask.size(1) != start + steps:  # some callers pass the mask of the whole prefix
-            old = state["prev_key_padding_mask"]
-            if mask is not None or old is not None:
-                old = new.value.new_zeros(batch, start, dtype=torch.bool) if old is None else old
-                mask = new.value.new_zeros(batch, steps, dtype=torch.bool) if mask is None else mask
-                mask = torch.cat([old, mask], dim=1)
-        key = None if new.key is None else torch.cat([state["prev_key"], new.key], dim=2)
-        return Memory(key, torch.cat([cached, new.value], dim=2), mask, start)

@@ -7,18 +7,19 @@ slots and positions agree and a table is sliced; otherwise it is gathered senten
 Shapes: B batch, T queries, S keys, H heads, N maximum length.
 """
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
 
 
-def token_positions(padding_mask: Tensor) -> Tensor:
+def token_positions(padding_mask: Tensor, before: Union[int, Tensor] = 0) -> Tensor:
     """Position of every slot among the real tokens of its sentence; pads get a neighbour's (they are masked).
 
-    ``padding_mask``: B x S, True at pads. Returns B x S (int64), values in [0, S).
+    ``padding_mask``: B x S, True at pads; ``before``: how many tokens stood before these slots (a number, or B x 1).
+    Returns B x S (int64), values in [0, before + S).
     """
-    return (padding_mask.logical_not().long().cumsum(dim=1) - 1).clamp(min=0)
+    return (padding_mask.logical_not().long().cumsum(dim=1) - 1 + before).clamp(min=0)
 
 
 def right_padding_order(padding_mask: Tensor) -> Optional[Tensor]:
@@ -30,13 +31,22 @@ def right_padding_order(padding_mask: Tensor) -> Optional[Tensor]:
 
 
 class Positions(NamedTuple):
-    """Rows ``[start, start + queries)`` against columns ``[0, keys)``, unless an index says otherwise."""
+    """Rows ``[start, start + queries)`` against columns ``[first, first + keys)``, unless an index says otherwise.
+
+    ``first`` is not 0 where decoding dropped what an adaptive span does not reach.
+    """
 
     start: int
     queries: int
     keys: int
     query_index: Optional[Tensor] = None  # B x T token positions
     key_index: Optional[Tensor] = None  # B x S token positions
+    first: int = 0
+
+    @property
+    def end(self) -> int:
+        """The column behind the last."""
+        return self.first + self.keys
 
     @property
     def shared(self) -> bool:
@@ -49,7 +59,7 @@ class Positions(NamedTuple):
         if rows is None:
             rows = torch.arange(self.start, self.start + self.queries, device=device).unsqueeze(0)
         if columns is None:
-            columns = torch.arange(self.keys, device=device).unsqueeze(0)
+            columns = torch.arange(self.first, self.end, device=device).unsqueeze(0)
         distances = (rows.unsqueeze(-1) - columns.unsqueeze(-2)).abs()
         return distances[0] if self.shared else distances
 
@@ -59,10 +69,10 @@ class Positions(NamedTuple):
             return table[:, self.start : self.start + self.queries]
         return table[:, self.query_index].transpose(0, 1)
 
-    def columns(self, logits: Tensor) -> Tensor:
-        """(B x) H x T x N -> (B x) H x T x S."""
+    def columns(self, logits: Tensor, skipped: int = 0) -> Tensor:
+        """(B x) H x T x N -> (B x) H x T x S; ``skipped`` columns of the N are left out at the left of ``logits``."""
         if self.key_index is None:
-            return logits[..., : self.keys]
+            return logits[..., self.first - skipped : self.end - skipped]
         if logits.dim() == 3:
             logits = logits.unsqueeze(0)
         batch = self.key_index.size(0)

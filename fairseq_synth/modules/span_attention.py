@@ -46,9 +46,10 @@ class SpanAttention(CachingAttention):
         span: the learned spans.
         dropout: on the attention weights, of context and persistent memory alike.
         memory: persistent vectors in the same softmax (default: none).
+        attention_dim: H * D, the width of queries, keys and values (default: embed_dim).
 
     Raises:
-        UsageError: embed_dim is not a multiple of num_heads.
+        UsageError: attention_dim is not a multiple of num_heads.
     """
 
     def __init__(
@@ -58,17 +59,19 @@ class SpanAttention(CachingAttention):
         span: AdaptiveSpan,
         dropout: float = 0.0,
         memory: Optional[PersistentMemory] = None,
+        attention_dim: Optional[int] = None,
     ) -> None:
         super().__init__()
-        if embed_dim % num_heads:
-            raise UsageError(f"--attention-heads {num_heads}: must divide the embedding dimension {embed_dim}")
-        self.num_heads, self.head_dim = num_heads, embed_dim // num_heads
+        inner = attention_dim or embed_dim
+        if inner % num_heads:
+            raise UsageError(f"--attention-heads {num_heads}: must divide the attention dimension {inner}")
+        self.num_heads, self.head_dim = num_heads, inner // num_heads
         self.scaling = self.head_dim**-0.5
         self.dropout = dropout
-        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=False)
-        self.k_proj = nn.Linear(embed_dim, embed_dim, bias=False)
-        self.v_proj = nn.Linear(embed_dim, embed_dim, bias=False)
-        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.q_proj = nn.Linear(embed_dim, inner, bias=False)
+        self.k_proj = nn.Linear(embed_dim, inner, bias=False)
+        self.v_proj = nn.Linear(embed_dim, inner, bias=False)
+        self.out_proj = nn.Linear(inner, embed_dim, bias=False)
         self.span = span
         self.memory = memory
 

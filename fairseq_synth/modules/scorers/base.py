@@ -1,7 +1,7 @@
 """The contract of a scorer, and the registry that names them.
 
 A scorer answers one question: the attention logits of query rows ``[t, t + T)`` against key columns ``[0, S)``.
-Shapes: B batch, T queries, S keys, H heads, D head dim, C model dim (= H * D), N maximum length.
+Shapes: B batch, T queries, S keys, H heads, D head dim, C model dim, N maximum length.
 """
 
 import math
@@ -27,10 +27,15 @@ class ScorerConfig(NamedTuple):
     factors: Optional[Tuple[int, int]] = None  # None: the most even a * b = N
     share_output: bool = False
     map_seed: int = 1
+    attention_dim: Optional[int] = None  # H * D; None: embed_dim
+
+    @property
+    def inner_dim(self) -> int:
+        return self.attention_dim or self.embed_dim
 
     @property
     def head_dim(self) -> int:
-        return self.embed_dim // self.num_heads
+        return self.inner_dim // self.num_heads
 
 
 class Scorer(nn.Module):

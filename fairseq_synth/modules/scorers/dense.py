@@ -12,7 +12,7 @@ from fairseq_synth.modules.scorers.base import Scorer, ScorerConfig, register_sc
 
 def hidden_layer(config: ScorerConfig, bias: bool = True) -> nn.Linear:
     """W1 of all heads side by side: C -> H * D, initialised as fairseq initialises a query projection."""
-    linear = nn.Linear(config.embed_dim, config.embed_dim, bias=bias)
+    linear = nn.Linear(config.embed_dim, config.inner_dim, bias=bias)
     nn.init.xavier_uniform_(linear.weight, gain=1 / math.sqrt(2))
     if bias:
         nn.init.zeros_(linear.bias)
@@ -56,8 +56,8 @@ class DenseScorer(Scorer):
 
     def forward(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Tensor:
         hidden = split_heads(torch.relu(self.hidden(x)), self.num_heads)
-        width = positions.keys if positions.key_index is None else self.max_length
-        logits = torch.matmul(hidden, self.weight[..., :width])
+        first, end = (positions.first, positions.end) if positions.key_index is None else (0, self.max_length)
+        logits = torch.matmul(hidden, self.weight[..., first:end])
         if self.bias is not None:
-            logits = logits + self.bias[..., :width]
-        return positions.columns(logits)
+            logits = logits + self.bias[..., first:end]
+        return positions.columns(logits, first)

@@ -53,9 +53,9 @@ class FactorizedDenseScorer(Scorer):
 
     def forward(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Tensor:
         hidden = split_heads(torch.relu(self.hidden(x)), self.num_heads)
-        b = self.factors[1]
+        a, b = self.factors
         # only the blocks of b columns that are needed
-        blocks = self.factors[0] if positions.key_index is not None else -(-positions.keys // b)
-        left = torch.matmul(hidden, self.weight_a[..., :blocks]) + self.bias_a[..., :blocks]
+        low, high = (positions.first // b, -(-positions.end // b)) if positions.key_index is None else (0, a)
+        left = torch.matmul(hidden, self.weight_a[..., low:high]) + self.bias_a[..., low:high]
         right = torch.matmul(hidden, self.weight_b) + self.bias_b
-        return positions.columns((left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2))
+        return positions.columns((left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2), low * b)

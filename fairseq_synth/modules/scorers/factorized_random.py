@@ -27,7 +27,7 @@ class FactorizedRandomScorer(Scorer):
     def forward(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Tensor:
         left = positions.rows(self.left)
         if positions.key_index is None:
-            right = self.right[:, : positions.keys]
+            right = self.right[:, positions.first : positions.end]
         else:
             right = self.right[:, positions.key_index].transpose(0, 1)
         return torch.matmul(left, right.transpose(-2, -1))
