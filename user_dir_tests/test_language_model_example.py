@@ -75,6 +75,16 @@ def test_bytes_are_kept_as_they_are(prepare, tmp_path):
     assert len(set(tokens)) == 255 and not any(re.search(r"\s", token) for token in tokens)
 
 
+@pytest.mark.parametrize("text", ["abc\nde" * 3, "abcdefgh\n" * 9, "abc\n" * 20, "a" * 99])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_whole_blocks(prepare, text, size, tmp_path):
+    cut = prepare.whole_blocks({"train": text}, size)["train"]
+    assert text.startswith(cut)
+    prepare.write_tokens(tmp_path / "text", cut)
+    count = len((tmp_path / "text").read_text().replace("\n", " x ").split())  # what fairseq counts
+    assert count and count % size == 0 and len(text) + 1 - count <= 2 * size
+
+
 def test_embedded_text_needs_no_file(prepare):
     parts = prepare.split(prepare.read_text(None, as_bytes=False))
     assert len(parts["train"]) > 200_000 and len(parts["test"]) > 10_000
@@ -93,6 +103,8 @@ def test_bad_input_is_named(prepare, tmp_path):
     assert "9 characters: at least 20" in refusal(prepare, out, "--from", short)
     assert "--bytes: needs --from" in refusal(prepare, out, "--bytes")
     assert "exists already" in refusal(prepare, tmp_path)
+    assert "--multiple-of 0: must be at least 1" in refusal(prepare, out, "--multiple-of", "0")
+    assert "--multiple-of 900000000: the train text has" in refusal(prepare, out, "--multiple-of", "900000000")
     assert "File exists" in refusal(prepare, short / "out") or "Not a directory" in refusal(prepare, short / "out")
     broken.write_bytes(b"no gzip at all, but longer than twenty characters")
     assert "broken.gz: Not a gzipped file" in refusal(prepare, out, "--from", broken)

@@ -7,7 +7,8 @@
 Writes OUT/text/{train,valid,test}, what fairseq-preprocess read, and OUT/bin, the first argument of fairseq-train.
 One token per character: a space is `_`; `_` itself and other white space are spelt out (a tab is `<0x09>`); a newline
 is the end of a line, fairseq's `</s>`, which also ends a split that is cut in the middle of a line. In UTF-8 text
-`\\r\\n` is one newline, and a byte order mark is left out.
+`\\r\\n` is one newline, and a byte order mark is left out. `--multiple-of N` leaves out the last tokens of a split, so
+that it can be cut into whole blocks: fairseq's truncated_bptt_lm drops the others, and would be measured on less text.
 
 OUT appears when everything is in it, or not at all.
 """
@@ -59,12 +60,31 @@ def split(text: str) -> Dict[str, str]:
     return {name: text[len(text) * a // 100 : len(text) * b // 100] for name, (a, b) in SPLITS.items()}
 
 
+def whole_blocks(texts: Dict[str, str], size: int) -> Dict[str, str]:
+    """The splits without what is beyond a multiple of ``size`` tokens."""
+    cut = {}
+    for name, text in texts.items():
+        ends = range(tokens(text) // size * size, 0, -size)
+        # a cut in the middle of a line leaves room for the end of that line
+        parts = (text[:end] if text[:end].endswith("\n") else text[: end - 1] for end in ends)
+        whole = next((part for part in parts if tokens(part) % size == 0), "")
+        if not whole:
+            fail(f"--multiple-of {size}: the {name} text has {tokens(text)} tokens; lower it or take a longer text")
+        cut[name] = whole
+    return cut
+
+
+def tokens(text: str) -> int:
+    """With the end of the last line."""
+    return len(text) + (text[-1:] not in ("", "\n"))
+
+
 def write_tokens(path: Path, text: str) -> None:
-    tokens = {character: token(character) for character in set(text)}
+    names = {character: token(character) for character in set(text)}
     lines = text.split("\n")
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for line in lines[:-1] if lines[-1] == "" else lines:
-            file.write(" ".join([tokens[character] for character in line]) + "\n")
+            file.write(" ".join([names[character] for character in line]) + "\n")
 
 
 def preprocess(out: Path) -> None:
@@ -79,11 +99,11 @@ def preprocess(out: Path) -> None:
         fail("fairseq-preprocess failed, see above")
 
 
-def prepare(source: Optional[Path], out: Path, as_bytes: bool) -> None:
+def prepare(source: Optional[Path], out: Path, as_bytes: bool, multiple: int = 1) -> None:
     """Everything in a temporary folder beside OUT, renamed at the end."""
     if out.exists():
         fail(f"--out {out}: exists already; remove it or name another folder")
-    texts = split(read_text(source, as_bytes))
+    texts = whole_blocks(split(read_text(source, as_bytes)), multiple)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=str(out.parent)))
@@ -113,10 +133,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--bytes", action="store_true", help="one character per byte, whatever the encoding")
+    parser.add_argument("--multiple-of", type=int, default=1, metavar="N", help="cut every split to a multiple of N")
     args = parser.parse_args(argv)
+    if args.multiple_of < 1:
+        fail(f"--multiple-of {args.multiple_of}: must be at least 1")
     if args.bytes and args.source is None:
         fail("--bytes: needs --from")
-    prepare(args.source, args.out, args.bytes)
+    prepare(args.source, args.out, args.bytes, args.multiple_of)
 
 
 if __name__ == "__main__":
