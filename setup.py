@@ -27,8 +27,8 @@ setup(
         "sentencepiece",
     ],
     extras_require={
-        "test": ["pytest", "hypothesis", "ruff", "mypy", "tensorboard"],
-        "plot": ["matplotlib"],
+        "test": ["pytest", "hypothesis", "ruff", "mypy", "tensorboard", "matplotlib>=3.7"],
+        "plot": ["matplotlib>=3.7"],
     },
     entry_points={"console_scripts": ["fairseq-synth = fairseq_synth.cli:main"]},
 )

@@ -16,6 +16,7 @@ import torch
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
+from fairseq_synth.inspection.scalars import log_learned
 from fairseq_synth.modules.adaptive_span import AdaptiveSpan
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,8 @@ class SpanLossMixin:
         softmax.register_forward_hook(join)
 
     def _span_term(self) -> Optional[Tensor]:
-        """The weighted loss, None where there is none to add; logs the spans."""
+        """The weighted loss, None where there is none to add; logs the spans and the rest of what is learned."""
+        log_learned(self)  # type: ignore[arg-type]
         spans = adaptive_spans(self)  # type: ignore[arg-type]
         if not (spans and self.training and torch.is_grad_enabled()):  # type: ignore[attr-defined]
             return None

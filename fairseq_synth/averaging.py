@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from fairseq_synth.errors import UsageError, explain
+from fairseq_synth.freezing import record as records
 
 
 def average_checkpoints(inputs: List[str], output: str) -> None:
     """Write the mean of ``inputs`` to ``output``; everything but the weights comes from the last input.
 
-    Raises UsageError for a file that is missing or unreadable, and for checkpoints of different shape.
+    Raises UsageError for a file that is missing or unreadable, and for checkpoints that differ in shape or in what is
+    frozen. Frozen tensors are equal in all inputs, so they stay what they are.
     The output appears whole or not at all.
     """
     totals: Dict[str, Tensor] = {}
@@ -24,13 +26,14 @@ def average_checkpoints(inputs: List[str], output: str) -> None:
     same: Dict[str, bool] = {}
     state: Dict[str, Any] = {}
     for path in inputs:
-        state = _load(path)
+        state = read_checkpoint(path)
         weights = state["model"]
         if not totals:
             first = dict(weights)
             totals = {name: t.double() for name, t in weights.items() if t.is_floating_point()}
             same = dict.fromkeys(weights, True)
             continue
+        _check_frozen(first, weights, inputs[0], path)
         _check_shapes(first, weights, inputs[0], path)
         for name, tensor in weights.items():
             same[name] = same[name] and torch.equal(first[name], tensor)
@@ -39,30 +42,40 @@ def average_checkpoints(inputs: List[str], output: str) -> None:
     for name, tensor in state["model"].items():
         if name in totals and not same[name]:
             state["model"][name] = (totals[name] / len(inputs)).to(tensor.dtype)
-    _save(state, output)
+    write_checkpoint(state, output)
 
 
-def _load(path: str) -> Dict[str, Any]:
+def read_checkpoint(path: str, option: str = "--inputs") -> Dict[str, Any]:
+    """What fairseq-train wrote. Raises UsageError, which names the option, for a file that is missing or unreadable."""
     if not os.path.isfile(path):
-        raise UsageError(f"--inputs {path}: no such checkpoint")
+        raise UsageError(f"{option} {path}: no such checkpoint")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = explain(error) or str(error).strip().splitlines()[0]
-        raise UsageError(f"--inputs {path}: cannot be read: {reason}") from error
+        raise UsageError(f"{option} {path}: cannot be read: {reason}") from error
     if not isinstance(state, dict) or "model" not in state:
-        raise UsageError(f"--inputs {path}: holds no model; give checkpoints that fairseq-train wrote")
+        raise UsageError(f"{option} {path}: holds no model; give checkpoints that fairseq-train wrote")
     return state
 
 
 def _check_shapes(first: Dict[str, Tensor], other: Dict[str, Tensor], name: str, path: str) -> None:
     differing = sorted(set(first) ^ set(other))
-    differing += [k for k in first if k in other and first[k].shape != other[k].shape]
+    names = [k for k in first if k in other and k != records.KEY]  # the record is compressed text
+    differing += [k for k in names if first[k].shape != other[k].shape]
     if differing:
         raise UsageError(f"--inputs {path}: differs in shape from {name} at {differing[0]}; average one run's files")
 
 
-def _save(state: Dict[str, Any], output: str) -> None:
+def _check_frozen(first: Dict[str, Tensor], other: Dict[str, Tensor], name: str, path: str) -> None:
+    one, two = (records.decode(weights.get(records.KEY)) for weights in (first, other))
+    for key, what in (("names", "other parameters"), ("digest", "other values of the same parameters")):
+        if (one or {}).get(key) != (two or {}).get(key):
+            raise UsageError(f"--inputs {path}: has frozen {what} than {name}; average one run's files")
+
+
+def write_checkpoint(state: Dict[str, Any], output: str) -> None:
+    """Whole or not at all. Raises UsageError where there is no such folder."""
     if not os.path.isdir(os.path.dirname(os.path.abspath(output))):
         raise UsageError(f"--output {output}: the folder does not exist")
     part = output + ".part"

@@ -1,5 +1,9 @@
 """The fairseq-synth command."""
 
+import argparse
+import dataclasses
+import os
+
 import pytest
 import torch
 
@@ -47,17 +51,17 @@ def test_options_lists_everything(capsys):
     assert stock not in printed
 
 
-def test_own_options_are_complete():
-    """Every field that fairseq's transformer does not have is printed."""
-    from fairseq.models.transformer import TransformerConfig
-    from fairseq.models.transformer.transformer_config import DecoderConfig
+def test_own_options_are_ours_and_all():
+    """fairseq-train knows the rest without this plugin."""
+    from fairseq.models.transformer.transformer_legacy import TransformerModel
 
-    theirs = {f"{side}_{name}" for side in ("encoder", "decoder") for name in DecoderConfig.__dataclass_fields__}
-    theirs |= {*TransformerConfig.__dataclass_fields__, "quant_noise_pq", "quant_noise_pq_block_size"}
-    ours = {n for n in SynthTransformerFlatConfig.__dataclass_fields__ if n not in theirs} - {"quant_noise_scalar"}
+    parser = argparse.ArgumentParser()
+    TransformerModel.add_args(parser)
+    stock = {flag for action in parser._actions for flag in action.option_strings}
     flags = {flag for flag, _ in own_options(SynthTransformerFlatConfig)}
-    assert {"--" + name.replace("_", "-") for name in ours} <= flags
-    assert len(ours) == 15
+    names = {f.name for f in dataclasses.fields(SynthTransformerFlatConfig)} - {"_name"}
+    derived = {"--decoder-input-dim"}  # fairseq's too, but its parser leaves it out
+    assert flags == {"--" + name.replace("_", "-") for name in names} - stock - derived
 
 
 def test_check_passes_and_fails(capsys, tmp_path, forget_scorer):
@@ -100,6 +104,15 @@ def test_average_is_the_mean_and_keeps_what_is_equal(tmp_path):
     assert torch.equal(got["model"]["w"], torch.ones(4)) and got["cfg"] == {"x": 2}
     assert torch.equal(got["model"]["map"], fixed), "a fixed map must not move by an ulp"
     assert got["model"]["flag"].dtype == torch.bool and int(got["model"]["n"]) == 2
+
+
+def test_a_reader_that_has_seen_enough(monkeypatch, capsys):
+    """fairseq-synth options | head -n 0"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr("sys.stdout", open(writer, "w", buffering=1))
+    assert main(["options"]) == 1
+    assert capsys.readouterr().err == ""
 
 
 def test_python_dash_m(tmp_path):

@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from conftest import REPOSITORY, TINY, USER_DIR, call_command, write_corpus
+from conftest import REPOSITORY, TINY, USER_DIR, call_command, train_args, write_corpus
 
 from fairseq_synth.cli import main as synth_command
 from fairseq_synth.cli import own_options
@@ -103,3 +103,45 @@ def test_the_readme_names_everything(name):
     if name.endswith("layers-to-keep"):
         pytest.skip("fairseq's own option, of another type here")
     assert f"`{name}" in README
+
+
+def test_freezing_as_written(corpus, tmp_path, capsys):
+    places = {"data-bin/pairs": corpus, "fairseq_synth": USER_DIR, "checkpoints/frozen": tmp_path}
+    train = [places.get(word, word) for word in command("fairseq-train", "data-bin/pairs")[1:]]
+    small = [*TINY, "--max-update", "1", "--cpu", "--no-progress-bar", "--num-workers", "0"]
+    assert "frozen: " in call_command("train", *train, *small)
+    diff = [word.replace("checkpoints/frozen", str(tmp_path)) for word in command("fairseq-synth", "diff-frozen")[1:]]
+    assert synth_command(diff) == 0
+    assert "0 of 26 frozen tensors differ" in capsys.readouterr().out
+
+
+def test_inspect_and_plot_as_written(corpus, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    call_command("train", *train_args(corpus, tmp_path, "--encoder-self-attention", "random+dot_product"))
+    (tmp_path / "sentences.txt").write_text("w1 w2 w3\n")
+    places = {"checkpoints/checkpoint_best.pt": str(tmp_path / "checkpoint_best.pt"),
+              "pictures": str(tmp_path / "pictures"), "sentences.txt": str(tmp_path / "sentences.txt")}  # fmt: skip
+    for name in ("inspect", "plot"):
+        assert synth_command([places.get(word, word) for word in command("fairseq-synth", name)[1:]]) == 0
+    made = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert made >= {"mixture.png", "map-encoder-self-random.png", "attention-1-cross.png", "attention-1.npz"}
+
+
+def test_results_as_written(corpus, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    for seed, name in (("1", "random-seed1"), ("2", "random-seed2"), ("3", "transformer")):
+        arch = "transformer" if name == "transformer" else "synth_transformer"
+        options = train_args(corpus, tmp_path / name, "--seed", seed, "--log-format", "json", arch=arch)
+        log = call_command("train", *options)
+        (tmp_path / name / "train.log").write_text(log)
+    words = command("fairseq-synth", "results")[1:]
+    words = [w.replace("runs/", f"{tmp_path}/").replace("results.html", f"{tmp_path}/results.html") for w in words]
+    assert synth_command(words) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^\| random +\|.* 1, 2 \|.*±", printed, re.M) and re.search(r"^\| transformer +\|", printed, re.M)
+    assert "data:image/png;base64," in (tmp_path / "results.html").read_text()
+
+
+def test_doctor_as_written(capsys):
+    synth_command(command("fairseq-synth", "doctor")[1:])  # the status is that of the machine
+    assert "Patched in fairseq" in capsys.readouterr().out

@@ -100,4 +100,11 @@ for SEED in $SEEDS; do
 done
 say "done"
 
+CHECKPOINT="$RUN/adaptive/checkpoint_last.pt"
+if ! "$PYTHON" -c "import matplotlib" 2>/dev/null; then
+    say "no picture of the spans: that needs matplotlib (pip install matplotlib)"
+elif [ -e "$CHECKPOINT" ]; then
+    PYTHONPATH="$ROOT" "$PYTHON" -m fairseq_synth plot "$CHECKPOINT" --out "$RUN/pictures" ||
+        say "no picture of the spans, see above"
+fi
 "$PYTHON" "$HERE/table.py" "$BLOCK" "$SPAN" $(for SEED in $SEEDS; do echo "$OUT/run-seed$SEED-updates$UPDATES"; done)

@@ -51,6 +51,8 @@ score() {
     echo "$NAME, $1: $(grep -o 'Translated.*' "$out/generate.log" || true)"
     "$PYTHON" -m sacrebleu "$out/reference.de" -i "$out/hypotheses.de" --tokenize "$TOKENIZE" --force \
         --width 2 --format text
+    "$PYTHON" -m sacrebleu "$out/reference.de" -i "$out/hypotheses.de" --tokenize "$TOKENIZE" --force \
+        --format json >"$out/bleu.json"
 }
 
 score last "$FOLDER/checkpoint_last.pt"

@@ -15,12 +15,14 @@ from fairseq.models.transformer import TransformerConfig
 from fairseq.models.transformer.transformer_config import DecoderConfig, EncDecBaseConfig, QuantNoiseConfig
 from omegaconf import II, DictConfig, OmegaConf
 
+from fairseq_synth.freezing.options import FreezingOptions
 from fairseq_synth.models.validation import validate
 from fairseq_synth.modules.scorers.base import INITS
 
 KEEP_HELP = "which layers to keep when pruning, comma-separated: 0,2,4"
 InitChoice: Any = ChoiceEnum(list(INITS))
 SPAN_HELP = "each head learns how far it looks, at most this many tokens (0: everywhere)"
+INNER_HELP = "width of queries, keys and values, all heads together (0: the embedding dimension)"
 SPEC_HELP = "scorer, mixture (random+dot_product) or list of layers (dot_product*2,random*4) for "
 
 
@@ -49,6 +51,7 @@ class SynthEncoderConfig(EncDecBaseConfig):
     layers_to_keep: Optional[str] = field(default=None, metadata={"help": KEEP_HELP})
     self_attention: str = field(default="random", metadata={"help": SPEC_HELP + "encoder self-attention"})
     adaptive_span: int = field(default=0, metadata={"help": SPAN_HELP})
+    attention_dim: int = field(default=0, metadata={"help": INNER_HELP})
 
 
 @dataclass
@@ -56,16 +59,24 @@ class SynthDecoderConfig(DecoderConfig):
     layers_to_keep: Optional[str] = field(default=None, metadata={"help": KEEP_HELP})
     self_attention: str = field(default="random", metadata={"help": SPEC_HELP + "decoder self-attention"})
     adaptive_span: int = field(default=0, metadata={"help": SPAN_HELP})
+    attention_dim: int = field(default=0, metadata={"help": INNER_HELP})
 
 
 @dataclass
-class SynthTransformerConfig(TransformerConfig):
+class SynthTransformerConfig(FreezingOptions, TransformerConfig):
     encoder: SynthEncoderConfig = field(default_factory=SynthEncoderConfig)
     decoder: SynthDecoderConfig = field(default_factory=SynthDecoderConfig)
     quant_noise: QuantNoiseConfig = field(default_factory=QuantNoiseConfig)
     synthesizer: SynthesizerConfig = field(default_factory=SynthesizerConfig)
     cross_attention: str = field(
         default="dot_product", metadata={"help": SPEC_HELP + "the decoder's attention to the encoder"}
+    )
+    embedding_dim: int = field(
+        default=0,
+        metadata={
+            "help": "size of all embeddings, source, target and output, where it is not the model's: projections "
+            "join them (0: the model's dimension)"
+        },
     )
     span_ramp: int = field(default=32, metadata={"help": "R: length of the soft end of an adaptive span"})
     span_loss: float = field(

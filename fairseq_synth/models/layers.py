@@ -14,10 +14,12 @@ from fairseq_synth.models.config import SynthTransformerConfig
 from fairseq_synth.models.validation import layer_specs, parse_factors
 from fairseq_synth.modules.adaptive_span import AdaptiveSpan
 from fairseq_synth.modules.attention import SynthAttention
+from fairseq_synth.modules.linear import use_faster_linear
 from fairseq_synth.modules.persistent_memory import PersistentMemory
 from fairseq_synth.modules.positions import right_padding_order
 from fairseq_synth.modules.scorers import ScorerConfig
 from fairseq_synth.modules.spec import LayerSpec, build_layer
+from fairseq_synth.seeded.on_the_fly import let_go
 
 # fairseq 0.12.2 keeps a second copy of every encoder weight for torch's fused kernel; main dropped it
 FUSED_COPIES = tuple(f"{m}_{p}" for m in ("in_proj", "out_proj", "fc1", "fc2") for p in ("weight", "bias"))
@@ -36,11 +38,12 @@ def build_attention(cfg: SynthTransformerConfig, side: str, kind: str, layer: in
         factors=parse_factors(options.factors),
         share_output=options.share_output,
         map_seed=place_seed(options.map_seed, place),
+        attention_dim=section.attention_dim,
     )
     cross = kind == "encoder_attn"
     heads, span = section.attention_heads, 0 if cross else section.adaptive_span
     memory = 0 if cross else cfg.persistent_memory
-    return SynthAttention(
+    attention = SynthAttention(
         section.embed_dim,
         section.attention_heads,
         build_layer(names, scorer_config),
@@ -52,8 +55,11 @@ def build_attention(cfg: SynthTransformerConfig, side: str, kind: str, layer: in
         q_noise=cfg.quant_noise.pq,
         qn_block_size=cfg.quant_noise.pq_block_size,
         span=AdaptiveSpan(heads, span, cfg.span_ramp) if span else None,
-        memory=PersistentMemory(heads, memory, section.embed_dim // heads) if memory else None,
+        memory=PersistentMemory(heads, memory, scorer_config.head_dim) if memory else None,
+        attention_dim=section.attention_dim,
     )
+    _use_faster_linear(attention, cfg)
+    return attention
 
 
 class _Nothing(nn.Module):
@@ -135,16 +141,23 @@ class SynthDecoderLayer(TransformerDecoderLayerBase):
 
     def build_encoder_attention(self, embed_dim: int, cfg: SynthTransformerConfig) -> nn.Module:
         layer, names = self._cross_place
-        if names is None or names == ("dot_product",):
+        if names is None or (names == ("dot_product",) and not cfg.decoder.attention_dim):
             return super().build_encoder_attention(embed_dim, cfg)
         return build_attention(cfg, "decoder", "encoder_attn", layer, names)
 
 
 def wrap(layer: nn.Module, cfg: SynthTransformerConfig) -> nn.Module:
     """What fairseq does to a layer it has built: --checkpoint-activations and fully sharded training."""
+    if cfg.frozen_on_the_fly:
+        let_go(layer)
     if cfg.checkpoint_activations:
         layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
     return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
+
+
+def _use_faster_linear(module: nn.Module, cfg: SynthTransformerConfig) -> None:
+    if not cfg.quant_noise.scalar:  # which looks for nn.Linear itself
+        use_faster_linear(module)
 
 
 def _limit(stock: int, layers: nn.ModuleList) -> int:
@@ -159,6 +172,7 @@ class SynthEncoder(TransformerEncoderBase):
     def __init__(self, cfg, dictionary, embed_tokens, return_fc: bool = False):
         self._specs = list(enumerate(layer_specs(cfg, "encoder")))[::-1]
         super().__init__(cfg, dictionary, embed_tokens, return_fc)
+        _use_faster_linear(self, cfg)
 
     def build_encoder_layer(self, cfg: SynthTransformerConfig) -> nn.Module:
         layer, names = self._specs.pop()  # fairseq builds the layers from the bottom, without their number
@@ -196,6 +210,7 @@ class SynthDecoder(TransformerDecoderBase):
         cross = [None] * cfg.decoder.layers if no_encoder_attn else layer_specs(cfg, "cross")
         self._specs = list(enumerate(zip(layer_specs(cfg, "decoder"), cross)))[::-1]
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn, output_projection)
+        _use_faster_linear(self, cfg)
 
     def build_decoder_layer(self, cfg: SynthTransformerConfig, no_encoder_attn: bool = False) -> nn.Module:
         layer, (names, cross_names) = self._specs.pop()

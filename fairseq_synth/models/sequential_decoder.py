@@ -30,8 +30,9 @@ class SequentialLayer(nn.Module):
         super().__init__()
         size, heads = cfg.embed_dim, cfg.attention_heads
         span = AdaptiveSpan(heads, cfg.attention_span, cfg.span_ramp, cfg.initial_span, cfg.fixed_span)
-        memory = PersistentMemory(heads, cfg.persistent_memory, size // heads) if cfg.persistent_memory else None
-        self.self_attn = SpanAttention(size, heads, span, cfg.dropout, memory)
+        inner = cfg.attention_dim or size
+        memory = PersistentMemory(heads, cfg.persistent_memory, inner // heads) if cfg.persistent_memory else None
+        self.self_attn = SpanAttention(size, heads, span, cfg.dropout, memory, inner)
         self.self_attn_layer_norm = nn.LayerNorm(size)
         self.feed_forward: Optional[nn.Module] = None
         if has_feed_forward(cfg):
@@ -69,6 +70,8 @@ class SequentialDecoder(FairseqIncrementalDecoder):
         UsageError: options that leave nothing to compute, or that do not fit together.
     """
 
+    vocabulary: Tensor  # fingerprint of the dictionary
+
     def __init__(self, cfg: Any, dictionary: Any) -> None:
         super().__init__(dictionary)
         _check(cfg)
@@ -84,7 +87,9 @@ class SequentialDecoder(FairseqIncrementalDecoder):
         self.embedding_scale = math.sqrt(cfg.embed_dim) if cfg.adaptive_cutoff else 1.0
         self.embedding_dropout = nn.Dropout(cfg.embedding_dropout)
         # one vector per distance, shared by all heads and layers
-        self.positions = nn.Parameter(torch.randn(cfg.attention_span, cfg.embed_dim // cfg.attention_heads))
+        self.positions = nn.Parameter(
+            torch.randn(cfg.attention_span, (cfg.attention_dim or cfg.embed_dim) // cfg.attention_heads)
+        )
         self.layers = nn.ModuleList(SequentialLayer(cfg) for _ in range(cfg.layers))
 
     def _build_adaptive(self, cfg: Any, vocabulary: int) -> None:
@@ -144,9 +149,9 @@ class SequentialDecoder(FairseqIncrementalDecoder):
 
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
         """Refuses another dictionary: of equal size, it would fit and give nonsense."""
-        theirs = state_dict.setdefault(prefix + "vocabulary", self.vocabulary)
+        theirs: Tensor = state_dict.setdefault(prefix + "vocabulary", self.vocabulary)
         size = state_dict.get(prefix + "embed_tokens.weight", torch.empty(len(self.dictionary))).size(0)
-        if not torch.equal(theirs.cpu(), self.vocabulary.cpu()):  # type: ignore[operator]
+        if not torch.equal(theirs.cpu(), self.vocabulary.cpu()):
             raise UsageError(
                 f"the dictionary (dict.txt) of {len(self.dictionary)} symbols is not the one the checkpoint was "
                 f"trained with ({size} symbols): give the data folder of the training, or binarise this text with its "
@@ -223,6 +228,9 @@ def _join_hidden(past: Optional[Remembered], pads: Tensor) -> Optional[Tensor]:
 
 
 def _check(cfg: Any) -> None:
+    inner, option = (cfg.attention_dim, "--attention-dim") if cfg.attention_dim else (cfg.embed_dim, "--embed-dim")
+    if inner < 1 or cfg.attention_heads < 1 or inner % cfg.attention_heads:
+        raise UsageError(f"{option} {inner}: must be a positive multiple of --attention-heads {cfg.attention_heads}")
     if cfg.persistent_memory < 0:
         raise UsageError(f"--persistent-memory {cfg.persistent_memory}: must be 0 (none) or more")
     if cfg.ffn_embed_dim <= 0 and not cfg.persistent_memory:

@@ -15,21 +15,27 @@ from fairseq.models import FairseqLanguageModel
 
 import fairseq_synth.optim.adagrad_tensor_clip  # noqa: F401  (registers the optimizer of the published runs)
 from fairseq_synth.auxiliary_loss import SpanLossMixin
+from fairseq_synth.freezing.model import FreezingMixin, freeze_model
+from fairseq_synth.freezing.options import FreezingOptions
 from fairseq_synth.models.sequential_decoder import SequentialDecoder
 from fairseq_synth.models.transformer import register_preset
+from fairseq_synth.seeded.model import SeededMixin, seed_model
 
 # generation reads one token at a time and may go on for ever
 GENERATION_LIMIT = 1_000_000
 
 
 @dataclass
-class SequentialLMConfig(FairseqDataclass):
+class SequentialLMConfig(FreezingOptions):
     layers: int = field(default=12, metadata={"help": "number of layers"})
     embed_dim: int = field(default=512, metadata={"help": "model dimension"})
     ffn_embed_dim: int = field(
         default=2048, metadata={"help": "inner dimension of the feed-forward sublayers; 0 leaves them out"}
     )
     attention_heads: int = field(default=8, metadata={"help": "attention heads"})
+    attention_dim: int = field(
+        default=0, metadata={"help": "width of queries, keys and values, all heads together (0: --embed-dim)"}
+    )
     attention_span: int = field(default=8192, metadata={"help": "S: the longest span, in tokens"})
     span_ramp: int = field(default=32, metadata={"help": "R: length of the soft end of a span"})
     initial_span: float = field(default=0.0, metadata={"help": "span of every head at the start, in tokens"})
@@ -52,7 +58,7 @@ class SequentialLMConfig(FairseqDataclass):
     adaptive_factor: float = field(default=4.0, metadata={"help": "each band's embeddings are this much smaller"})
 
 
-class SequentialLMBase(SpanLossMixin, FairseqLanguageModel):
+class SequentialLMBase(SeededMixin, FreezingMixin, SpanLossMixin, FairseqLanguageModel):
     """Post-norm Transformer with SpanAttention. The span loss joins whatever likelihood criterion trains it."""
 
     defaults: Type[FairseqDataclass] = SequentialLMConfig
@@ -66,7 +72,10 @@ class SequentialLMBase(SpanLossMixin, FairseqLanguageModel):
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "SequentialLMBase":
         """Raises UsageError for options that cannot work."""
-        return cls(SequentialDecoder(cfg, task.target_dictionary), cfg.span_loss)
+        model = cls(SequentialDecoder(cfg, task.target_dictionary), cfg.span_loss)
+        freeze_model(model, cfg)
+        seed_model(model, cfg)
+        return model
 
     def max_decoder_positions(self) -> int:
         return GENERATION_LIMIT

@@ -7,11 +7,14 @@ from fairseq.models import register_model
 from fairseq.models.transformer import TransformerModelBase
 
 from fairseq_synth.auxiliary_loss import SpanLossMixin
+from fairseq_synth.freezing.model import FreezingMixin, freeze_model
 from fairseq_synth.models.config import SynthTransformerFlatConfig, nested_config, with_defaults
 from fairseq_synth.models.layers import SynthDecoder, SynthEncoder
+from fairseq_synth.modules.projected_embedding import ProjectedEmbedding
+from fairseq_synth.seeded.model import SeededMixin, seed_model
 
 
-class SynthTransformerBase(SpanLossMixin, TransformerModelBase):
+class SynthTransformerBase(SeededMixin, FreezingMixin, SpanLossMixin, TransformerModelBase):
     """Encoder-decoder Transformer (Vaswani et al. 2017) with synthesized attention (Tay et al. 2021).
 
     With ``dot_product`` everywhere it has the parameters, the names and the outputs of fairseq's ``transformer``.
@@ -32,10 +35,18 @@ class SynthTransformerBase(SpanLossMixin, TransformerModelBase):
         cfg = nested_config(args, cls.defaults)
         model = super().build_model(cfg, task)
         model.span_loss_weight = cfg.span_loss
+        freeze_model(model, cfg)
+        seed_model(model, cfg)
         return model
 
     @classmethod
+    def build_embedding(cls, cfg, dictionary, embed_dim, path=None):
+        return super().build_embedding(cfg, dictionary, cfg.embedding_dim or embed_dim, path)
+
+    @classmethod
     def build_encoder(cls, cfg, src_dict, embed_tokens) -> SynthEncoder:
+        if cfg.embedding_dim not in (0, cfg.encoder.embed_dim):
+            embed_tokens = ProjectedEmbedding(embed_tokens, cfg.encoder.embed_dim)
         return SynthEncoder(cfg, src_dict, embed_tokens)
 
     @classmethod

@@ -13,6 +13,8 @@ from torch import nn
 
 from fairseq_synth.auxiliary_loss import SpanLossMixin
 from fairseq_synth.errors import UsageError
+from fairseq_synth.freezing.model import FreezingMixin, freeze_model
+from fairseq_synth.freezing.options import FreezingOptions
 from fairseq_synth.models.config import (
     SynthDecoderConfig,
     SynthesizerConfig,
@@ -22,14 +24,19 @@ from fairseq_synth.models.config import (
 )
 from fairseq_synth.models.layers import SynthDecoder
 from fairseq_synth.models.transformer import register_preset
+from fairseq_synth.seeded.model import SeededMixin, seed_model
 
 
 def _own_fields() -> List[Tuple[str, Any, Any]]:
     """What fairseq's language model config lacks, and its sizes made to follow --decoder-embed-dim."""
     decoder = {f.name: f for f in dataclasses.fields(SynthDecoderConfig)}
-    own = [(f"decoder_{name}", decoder[name]) for name in ("self_attention", "adaptive_span")]
+    own = [(f"decoder_{name}", decoder[name]) for name in ("self_attention", "adaptive_span", "attention_dim")]
     whole = {f.name: f for f in dataclasses.fields(SynthTransformerConfig)}
-    own += [(name, whole[name]) for name in ("span_ramp", "span_loss", "persistent_memory", "keep_feed_forward")]
+    own += [
+        (name, whole[name])
+        for name in ("embedding_dim", "span_ramp", "span_loss", "persistent_memory", "keep_feed_forward")
+    ]
+    own += [(f.name, f) for f in dataclasses.fields(FreezingOptions) if f.name != "_name"]
     own += [(f"synthesizer_{f.name}", f) for f in dataclasses.fields(SynthesizerConfig) if f.name != "_name"]
     fields = [(name, f.type, field(default=f.default, metadata=dict(f.metadata))) for name, f in own]
     follow = II("model.decoder_embed_dim")
@@ -44,7 +51,7 @@ SynthTransformerLMConfig = dataclasses.make_dataclass(
 )
 
 
-class SynthTransformerLMBase(SpanLossMixin, TransformerLanguageModel):
+class SynthTransformerLMBase(SeededMixin, FreezingMixin, SpanLossMixin, TransformerLanguageModel):
     """Decoder-only Transformer; with ``dot_product`` it is fairseq's ``transformer_lm``."""
 
     defaults: Type[FairseqDataclass] = SynthTransformerLMConfig
@@ -67,6 +74,8 @@ class SynthTransformerLMBase(SpanLossMixin, TransformerLanguageModel):
         model.span_loss_weight = cfg.span_loss
         if decoder.adaptive_softmax is not None:
             model.watch_adaptive_softmax(decoder.adaptive_softmax, decoder.padding_idx)
+        freeze_model(model, cfg)
+        seed_model(model, cfg)
         return model
 
 

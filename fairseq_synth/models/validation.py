@@ -50,6 +50,7 @@ def validate(cfg: Any, sides: Tuple[str, ...] = tuple(SPEC_OPTIONS)) -> None:
                 f"--cross-attention {cfg.cross_attention}: has no effect with --no-cross-attention; drop one of them"
             )
         del used["cross"]
+    _resolve_embedding_dim(cfg)
     _check_stock_only(cfg, used)
     _check_spans_and_memory(cfg, [s for s in sides if s != "cross"])
     names = {name for specs in used.values() for spec in specs for name in spec}
@@ -57,13 +58,36 @@ def validate(cfg: Any, sides: Tuple[str, ...] = tuple(SPEC_OPTIONS)) -> None:
 
 
 def _check_shape(side: str, section: Any) -> None:
-    if section.attention_heads < 1 or section.embed_dim % section.attention_heads:
+    inner = section.attention_dim
+    if inner and (inner < 0 or section.attention_heads < 1 or inner % section.attention_heads):
+        raise UsageError(
+            f"--{side}-attention-dim {inner}: must be a positive multiple of --{side}-attention-heads "
+            f"{section.attention_heads}; change one of the two, or give 0 for --{side}-embed-dim {section.embed_dim}"
+        )
+    if not inner and (section.attention_heads < 1 or section.embed_dim % section.attention_heads):
         raise UsageError(
             f"--{side}-attention-heads {section.attention_heads}: must divide --{side}-embed-dim "
             f"{section.embed_dim}; change one of the two"
         )
     if section.layers < 1:
         raise UsageError(f"--{side}-layers {section.layers}: must be at least 1")
+
+
+def _resolve_embedding_dim(cfg: Any) -> None:
+    """--embedding-dim stands for the decoder's input and output dimension; the encoder's is in its embedding."""
+    size, decoder = cfg.embedding_dim, cfg.decoder
+    if size < 0:
+        raise UsageError(f"--embedding-dim {size}: must be a positive size, or 0 for that of the model")
+    for option in ("adaptive_input", "character_embeddings"):
+        if size and getattr(cfg, option, False):
+            flag = "--" + option.replace("_", "-")
+            raise UsageError(f"--embedding-dim {size}: has no effect with {flag}, which has sizes of its own; drop one")
+    for option in ("input_dim", "output_dim"):
+        given = int(getattr(decoder, option))
+        if size and given not in (decoder.embed_dim, size):
+            flag = "--decoder-" + option.replace("_", "-")
+            raise UsageError(f"--embedding-dim {size}: is {flag} too, which is {given}; drop one of the two")
+        setattr(decoder, option, size or given)
 
 
 def _check_layers_to_keep(side: str, section: Any) -> None:
@@ -90,11 +114,12 @@ def _check_stock_only(cfg: Any, used: Any) -> None:
         for side in sides:
             section = cfg.encoder if side == "encoder" else cfg.decoder
             plain = not (section.adaptive_span or cfg.persistent_memory) or side == "cross"
+            plain = plain and not section.attention_dim
             if not plain or any(spec != ("dot_product",) for spec in used.get(side, [])):
                 flag = "--" + option.replace("_", "-")
                 raise UsageError(
                     f"{flag}: changes fairseq's dot-product attention only; give {SPEC_OPTIONS[side]} dot_product "
-                    f"without spans and persistent memory, or drop {flag}"
+                    f"without spans, persistent memory and --*-attention-dim, or drop {flag}"
                 )
 
 

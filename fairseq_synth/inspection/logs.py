@@ -1,0 +1,174 @@
+"""fairseq-train's log: settings, sizes and numbers, from --log-format json, simple and tqdm alike."""
+
+import json
+import os
+import re
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+from fairseq_synth.errors import UsageError
+
+Numbers = Dict[str, float]
+LOG = "train.log"
+# fairseq's port of adaptive span divides nll_loss by the number of tokens twice, and its loss by tokens that it does
+# not predict: the last one of every block
+PORT_LOSS = "adaptive_span_loss"
+
+# of fairseq-train, and of fairseq-hydra-train
+_RECORD = re.compile(r"(?:\| INFO \| (\w+) \| |\]\[(\w+)\]\[INFO\] - )(?=\{\"|epoch )(.*)")
+_PAIR = re.compile(r"(?:^|[\s,|:])([a-z]\w*)[= ](-?[\d.]+(?:e[-+]?\d+)?|inf|nan)(?=[\s,|]|$)")
+_OPTION = re.compile(
+    r"(?:'(\w+)': |\b(\w+)=)('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\[[^\]]*\]|\([^)]*\)|<[^>]*>|[^\s,{}()\[\]'\"]+)"
+)
+_SIZE = re.compile(r"num\. shared model params: ([\d,]+) \(num\. trained: ([\d,]+)\)")
+
+
+class Run(NamedTuple):
+    """One training. options: as text, by name. steps, valid: records in the order of the updates, each with
+    num_updates; where a training was resumed, the later record of an update counts."""
+
+    path: str
+    options: Dict[str, str]
+    parameters: Optional[int]
+    trainable: Optional[int]
+    steps: List[Numbers]
+    valid: List[Numbers]
+
+    @property
+    def updates(self) -> int:
+        return int(max((r["num_updates"] for r in [*self.steps, *self.valid]), default=0))
+
+
+def find_log(folder: str) -> str:
+    """The log in a run's folder, or the file itself. Raises UsageError."""
+    if os.path.isfile(folder):
+        return folder
+    if not os.path.isdir(folder):
+        raise UsageError(f"{folder}: no such folder; give the folder of a training with its {LOG}")
+    logs = sorted(name for name in os.listdir(folder) if name.endswith(".log"))
+    chosen = [LOG] if LOG in logs else [name for name in logs if _is_training(os.path.join(folder, name))]
+    if len(chosen) != 1:
+        found = "several training logs: " + ", ".join(chosen) if chosen else "no training log"
+        raise UsageError(
+            f"{folder}: {found}; give the file itself, or keep what fairseq-train prints (fairseq-train ... 2>&1 | tee "
+            f"{os.path.join(folder, LOG)})"
+        )
+    return os.path.join(folder, chosen[0])
+
+
+def _is_training(path: str) -> bool:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return any("num. shared model params" in line for _, line in zip(range(2000), file))
+
+
+def read_run(folder: str) -> Run:
+    """Raises UsageError for a folder without a log, and for a log that tells of no training."""
+    path = find_log(folder)
+    options: Dict[str, str] = {}
+    sizes: Tuple[Optional[int], Optional[int]] = (None, None)
+    records: Dict[str, Dict[int, Numbers]] = {}
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            kind, numbers = record(line)
+            if numbers and "num_updates" in numbers:
+                records.setdefault(kind, {})[int(numbers["num_updates"])] = numbers
+            elif "'common': {" in line:
+                options = read_options(line)
+            elif _SIZE.search(line):
+                found = _SIZE.search(line)
+                sizes = tuple(int(n.replace(",", "")) for n in found.groups())  # type: ignore
+    records.pop("train", None)  # the mean of an epoch
+    steps = records.pop("train_inner", {})
+    valid = _first_validation(records, options)
+    if sizes[0] is None or not (steps or valid):
+        raise UsageError(
+            f"{path}: tells of no training; give what fairseq-train prints (2>&1 | tee {LOG}), or its --log-file with "
+            f"--log-format json"
+        )
+    if options.get("criterion") == PORT_LOSS:
+        for numbers in [*steps.values(), *valid.values()]:
+            numbers.pop("nll_loss", None)
+            numbers.pop("ppl", None)
+    name = folder if os.path.isdir(folder) else os.path.dirname(folder)
+    return Run(os.path.normpath(name or "."), options, *sizes, _ordered(steps), _ordered(valid))
+
+
+def _first_validation(records: Dict[str, Dict[int, Numbers]], options: Dict[str, str]) -> Dict[int, Numbers]:
+    """Of several validation sets, the one that fairseq chooses the best checkpoint by."""
+    first = options.get("valid_subset", "valid").split(",")[0]
+    return records.get(first, next(iter(records.values()), {}))
+
+
+def _ordered(records: Dict[int, Numbers]) -> List[Numbers]:
+    return [records[update] for update in sorted(records)]
+
+
+def record(line: str) -> Tuple[str, Numbers]:
+    """(train_inner, train, or the name of a validation set; its numbers without that prefix); empty for other lines."""
+    kind, rest = _kind(line)
+    pairs = _json_pairs(rest) if rest.startswith("{") else _PAIR.findall(rest)
+    numbers: Numbers = {}
+    for name, value in pairs:
+        if name.startswith(kind + "_"):
+            name = name[len(kind) + 1 :]
+        try:
+            numbers[name] = float(value)
+        except ValueError:
+            continue
+    return kind, numbers
+
+
+def _kind(line: str) -> Tuple[str, str]:
+    """What a line reports, and the report; empty for other lines."""
+    found = _RECORD.search(line)
+    if found:
+        return found.group(1) or found.group(2), found.group(3)
+    if not line.startswith('{"epoch"'):
+        return "", ""
+    kind = re.search(r'"(\w+)_num_updates"', line)  # --log-file with --log-format json: nothing before the braces
+    return kind.group(1) if kind else "train_inner", line
+
+
+def _json_pairs(text: str) -> Iterator[Tuple[str, Any]]:
+    try:
+        values = json.loads(text)
+    except ValueError:  # cut off by a full disk or a kill
+        return
+    yield from ((name, value) for name, value in values.items() if isinstance(value, (str, int, float)))
+
+
+def read_options(line: str) -> Dict[str, str]:
+    """The configuration that fairseq-train prints first: option -> value, as text."""
+    options: Dict[str, str] = {}
+    for one, other, value in _OPTION.findall(line):
+        if value != "Namespace":
+            options[one or other] = value.strip("'\"")
+    for section, name in re.findall(r"'(model|task|criterion|optimizer|lr_scheduler)': \{'_name': '([^']+)'", line):
+        options["arch" if section == "model" else section] = name
+    options.pop("_name", None)
+    return options
+
+
+# ---------------------------------------------------------------------- numbers of a run
+def words_per_second(run: Run) -> Optional[float]:
+    """Target tokens per second of training steps, without validation and saving; the first interval warms up."""
+    words = seconds = 0.0
+    for before, step in zip(run.steps, run.steps[1:]):
+        updates = step["num_updates"] - before["num_updates"]
+        if "wpb" in step and "train_wall" in step:
+            words += step["wpb"] * updates
+            seconds += step["train_wall"]
+    return words / seconds if seconds else None
+
+
+def bits(numbers: Numbers) -> Optional[float]:
+    """Per token, without label smoothing."""
+    return numbers.get("nll_loss", numbers.get("loss"))
+
+
+def perplexity(numbers: Numbers) -> Optional[float]:
+    found = bits(numbers)
+    return numbers.get("ppl", None if found is None else 2.0**found)
+
+
+def is_language_model(run: Run) -> bool:
+    return "source_lang" not in run.options and "tokens_per_sample" in run.options
