@@ -1,15 +1,18 @@
-"""The decoding cache: what adaptive spans let it forget, and that forgetting changes nothing."""
+"""The decoding cache: what adaptive spans let it forget, and that neither this nor short ways change a result."""
 
+import copy
 import math
 
 import pytest
 import torch
+from fairseq.modules import MultiheadAttention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq_synth.checks import INVARIANTS, check_one
 from fairseq_synth.checks.case import MAX_LENGTH, Case, padding_mask, states
 from fairseq_synth.errors import UsageError
+from fairseq_synth.modules.cross_attention import CrossAttention
 from fairseq_synth.modules.scorers import SCORERS
 
 SPAN, TOTAL = 4, MAX_LENGTH
@@ -171,3 +174,44 @@ def test_pads_that_were_dropped_do_not_count():
     assert_alone(attention, got, x, mask)
     with pytest.raises(UsageError, match=f"a sequence of {MAX_LENGTH + 1} tokens"):
         step(attention, states(1, 1), state)
+
+
+# ------------------------------------------------------------------------------------------- attention to the encoder
+def cross_attention():
+    """fairseq's own, and ours with the same weights."""
+    torch.manual_seed(0)
+    theirs = MultiheadAttention(8, 2, kdim=6, vdim=6, encoder_decoder_attention=True).eval()
+    ours = copy.deepcopy(theirs)
+    ours.__class__ = CrossAttention
+    for module in (theirs, ours):
+        module.set_beam_size(3)
+    return theirs, ours
+
+
+@pytest.mark.parametrize("pads", [False, True])
+@pytest.mark.parametrize("asked", [{}, {"need_weights": True}, {"need_weights": True, "need_head_weights": True}])
+def test_cross_attention_steps_equal_fairseqs(pads, asked, monkeypatch):
+    """Two sentences with three hypotheses each; then the first sentence is finished."""
+    modules, states_, source = cross_attention(), ({}, {}), torch.randn(4, 2, 6).repeat_interleave(3, dim=1)
+    mask = (torch.arange(4) >= torch.tensor([[4], [2]])).repeat_interleave(3, dim=0) if pads else None
+    short = []
+    monkeypatch.setattr(CrossAttention, "_step", lambda *a, own=CrossAttention._step: short.append(1) or own(*a))
+    for count in (6, 6, 3):
+        x = torch.randn(1, count, 8)
+        outs = []
+        for module, state in zip(modules, states_):
+            if count == 3:
+                module.reorder_incremental_state(state, torch.tensor([5, 3, 4]))
+            options = {"incremental_state": state, "static_kv": True, **{"need_weights": False, **asked}}
+            keys = source[:, -count:]
+            outs.append(module(x, keys, keys, None if mask is None else mask[-count:], **options))
+        (expected, weights), (got, own_weights) = outs
+        assert torch.allclose(got, expected, atol=1e-6)
+        assert (weights is None) == (own_weights is None)
+        assert weights is None or torch.allclose(own_weights, weights, atol=1e-6)
+    assert len(short) == 2  # the first step has nothing cached
+
+
+def test_models_attend_to_the_encoder_in_this_way():
+    model = Case("random", "decoder").model()
+    assert all(type(layer.encoder_attn) is CrossAttention for layer in model.decoder.layers)

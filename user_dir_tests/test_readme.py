@@ -20,6 +20,10 @@ COMMANDS = [
 SCORER = re.search(r"^```python\n(.*?)^```", README, re.M | re.S).group(1)
 
 
+PLAIN = ("--user-dir", "fairseq_synth", "--arch")
+IWSLT = (*PLAIN, "synth_transformer_iwslt_de_en")
+
+
 def command(*start):
     (found,) = [c for c in COMMANDS if c[: len(start)] == list(start)]
     return found
@@ -37,7 +41,7 @@ def test_train_and_generate_as_written(corpus, tmp_path):
     small = [*TINY, "--max-update", "1", "--cpu", "--no-progress-bar"]
     train = [places.get(word, word) for word in command("fairseq-train", "data-bin")[1:]]
     call_command("train", *train, *small)
-    generate = [places.get(word, word) for word in command("fairseq-generate")[1:]]
+    generate = [places.get(word, word) for word in command("fairseq-generate", "data-bin")[1:]]
     assert "Translated 13 sentences" in call_command("generate", *generate, "--cpu", "--max-len-b", "5")
 
 
@@ -107,7 +111,7 @@ def test_the_readme_names_everything(name):
 
 def test_freezing_as_written(corpus, tmp_path, capsys):
     places = {"data-bin/pairs": corpus, "fairseq_synth": USER_DIR, "checkpoints/frozen": tmp_path}
-    train = [places.get(word, word) for word in command("fairseq-train", "data-bin/pairs")[1:]]
+    train = [places.get(word, word) for word in command("fairseq-train", "data-bin/pairs", *IWSLT)[1:]]
     small = [*TINY, "--max-update", "1", "--cpu", "--no-progress-bar", "--num-workers", "0"]
     assert "frozen: " in call_command("train", *train, *small)
     diff = [word.replace("checkpoints/frozen", str(tmp_path)) for word in command("fairseq-synth", "diff-frozen")[1:]]
@@ -145,3 +149,21 @@ def test_results_as_written(corpus, tmp_path, capsys):
 def test_doctor_as_written(capsys):
     synth_command(command("fairseq-synth", "doctor")[1:])  # the status is that of the machine
     assert "Patched in fairseq" in capsys.readouterr().out
+
+
+def test_seeds_as_written(corpus, tmp_path, capsys):
+    def here(words):
+        known = {"data-bin/pairs": str(corpus), "fairseq_synth": str(USER_DIR)}
+        return [known.get(word, word.replace("checkpoints/seeded", str(tmp_path))) for word in words[1:]]
+
+    small = [*TINY, "--max-update", "1", "--cpu", "--no-progress-bar", "--num-workers", "0"]
+    call_command("train", *here(command("fairseq-train", "data-bin/pairs", *PLAIN, "synth_transformer_tiny")), *small)
+    assert synth_command(here(command("fairseq-synth", "materialize"))) == 0
+    seeded, full = (tmp_path / name for name in ("checkpoint_best.pt", "full.pt"))
+    assert seeded.stat().st_size < full.stat().st_size
+    for path in (seeded, full):
+        generate = [
+            str(path) if word == str(seeded) else word for word in here(command("fairseq-generate", "data-bin/pairs"))
+        ]
+        printed = call_command("generate", *generate, "--cpu", "--max-len-b", "5")
+        assert "Translated 13 sentences" in printed

@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional
 import torch
 from fairseq.distributed import fsdp_wrap
 from fairseq.models.transformer import TransformerDecoderBase, TransformerEncoderBase
+from fairseq.modules import MultiheadAttention
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from fairseq_synth.models.config import SynthTransformerConfig
 from fairseq_synth.models.validation import layer_specs, parse_factors
 from fairseq_synth.modules.adaptive_span import AdaptiveSpan
 from fairseq_synth.modules.attention import SynthAttention
+from fairseq_synth.modules.cross_attention import CrossAttention
 from fairseq_synth.modules.linear import use_faster_linear
 from fairseq_synth.modules.persistent_memory import PersistentMemory
 from fairseq_synth.modules.positions import right_padding_order
@@ -142,7 +144,10 @@ class SynthDecoderLayer(TransformerDecoderLayerBase):
     def build_encoder_attention(self, embed_dim: int, cfg: SynthTransformerConfig) -> nn.Module:
         layer, names = self._cross_place
         if names is None or (names == ("dot_product",) and not cfg.decoder.attention_dim):
-            return super().build_encoder_attention(embed_dim, cfg)
+            attention = super().build_encoder_attention(embed_dim, cfg)
+            if type(attention) is MultiheadAttention:
+                attention.__class__ = CrossAttention
+            return attention
         return build_attention(cfg, "decoder", "encoder_attn", layer, names)
 
 
@@ -245,8 +250,20 @@ class SynthDecoder(TransformerDecoderBase):
             extra["inner_states"] = [_gather_slots(s, back, 1) for s in extra["inner_states"]]
         return x, extra
 
+    def reorder_incremental_state_scripting(self, incremental_state: Dict[str, Any], new_order: Tensor) -> None:
+        """As fairseq's, which looks for what has a state among all modules before every step of a beam search."""
+        stateful = incremental_state.get(_STATEFUL)
+        if stateful is None:
+            stateful = [m for m in self.layers.modules() if hasattr(m, "reorder_incremental_state")]
+            incremental_state[_STATEFUL] = stateful
+        for module in stateful:
+            module.reorder_incremental_state(incremental_state, new_order)
+
     def max_positions(self) -> int:
         return _limit(super().max_positions(), self.layers)
+
+
+_STATEFUL = "modules with a state"  # key of an incremental state; found anew for every batch
 
 
 def _gather_slots(x: Tensor, order: Tensor, batch_dim: int = 0) -> Tensor:

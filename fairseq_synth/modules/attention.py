@@ -134,7 +134,9 @@ class SynthAttention(CachingAttention):
         causal = self.causal and not self.cross_attention
         attn_mask = None if self.causal else attn_mask
         need_weights = need_weights or need_head_weights
-        if positions.shared and logits.dim() == 3 and attn_mask is None and extra is None and not need_weights:
+        # a single query reads the values where they are; more of them are worth one product for the whole batch
+        whole_batch = positions.shared and logits.dim() == 3 and query.size(0) > 1 and extra is None
+        if whole_batch and attn_mask is None and not need_weights:
             x = attend_shared(logits, memory, causal, self.dropout_module)
             if x is not None:
                 return self.out_proj(x), None

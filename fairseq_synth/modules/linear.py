@@ -44,11 +44,15 @@ _AUTOCAST_TAKES_DEVICE = tuple(int(n) for n in torch.__version__.split(".")[:2])
 
 def is_faster(multiplications: int, *operands: Tensor) -> bool:
     """Whether :func:`product` is the better way to multiply these float32 matrices."""
-    if not ENABLED or multiplications < max(1, SMALLEST) or _autocast():
+    if not ENABLED or multiplications < SMALLEST or _autocast():
         return False
-    return all(x.dtype == torch.float32 and x.device.type == "cpu" and type(x) in _PLAIN for x in operands)
+    for x in operands:
+        if x.dtype != torch.float32 or x.device != _CPU or type(x) not in _PLAIN:
+            return False
+    return True
 
 
+_CPU = torch.device("cpu")
 _PLAIN = (Tensor, nn.Parameter)  # nothing that watches or replaces what is done with it
 
 

@@ -5,6 +5,7 @@ from typing import Optional
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fairseq_synth.modules.positions import Positions
 from fairseq_synth.modules.scorers.base import Scorer, ScorerConfig, register_scorer
@@ -33,6 +34,17 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.view(steps, batch, num_heads, -1).permute(1, 2, 0, 3)
 
 
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x (B x H x T x D) times weight (H x D x S), plus bias (H x 1 x S).
+
+    In training the bias is one more row of the weight: its gradient, a sum over all logits, then comes with the
+    product. Taken by itself it was a third of the time of a long layer.
+    """
+    if not torch.is_grad_enabled():
+        return torch.matmul(x, weight).add_(bias)
+    return torch.matmul(F.pad(x, (0, 1), value=1.0), torch.cat([weight, bias], dim=1))
+
+
 @register_scorer("dense")
 class DenseScorer(Scorer):
     """A two-layer network per head maps each token to its own row of N logits.
@@ -57,7 +69,8 @@ class DenseScorer(Scorer):
     def forward(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Tensor:
         hidden = split_heads(torch.relu(self.hidden(x)), self.num_heads)
         first, end = (positions.first, positions.end) if positions.key_index is None else (0, self.max_length)
-        logits = torch.matmul(hidden, self.weight[..., first:end])
-        if self.bias is not None:
-            logits = logits + self.bias[..., first:end]
+        if self.bias is None:
+            logits = torch.matmul(hidden, self.weight[..., first:end])
+        else:
+            logits = affine(hidden, self.weight[..., first:end], self.bias[..., first:end])
         return positions.columns(logits, first)

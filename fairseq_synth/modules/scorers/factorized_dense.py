@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fairseq_synth.errors import UsageError
 from fairseq_synth.modules.positions import Positions
 from fairseq_synth.modules.scorers.base import Scorer, ScorerConfig, register_scorer
-from fairseq_synth.modules.scorers.dense import head_outputs, hidden_layer, split_heads
+from fairseq_synth.modules.scorers.dense import affine, head_outputs, hidden_layer, split_heads
 
 
 def resolve_factors(max_length: int, factors: Optional[Tuple[int, int]]) -> Tuple[int, int]:
@@ -56,6 +56,6 @@ class FactorizedDenseScorer(Scorer):
         a, b = self.factors
         # only the blocks of b columns that are needed
         low, high = (positions.first // b, -(-positions.end // b)) if positions.key_index is None else (0, a)
-        left = torch.matmul(hidden, self.weight_a[..., low:high]) + self.bias_a[..., low:high]
-        right = torch.matmul(hidden, self.weight_b) + self.bias_b
+        left = affine(hidden, self.weight_a[..., low:high], self.bias_a[..., low:high])
+        right = affine(hidden, self.weight_b, self.bias_b)
         return positions.columns((left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2), low * b)
