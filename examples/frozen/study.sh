@@ -46,7 +46,7 @@ translation() {
     bash "$ROOT/examples/translation/train.sh" dot_product --max-tokens 2048 $(options "$1") >/dev/null ||
         fail "training $1 failed, see $CKPT/dot_product/train.log"
     [ -e "$CKPT/scores" ] || {
-        bash "$ROOT/examples/translation/evaluate.sh" dot_product >"$CKPT/scores.part"
+        AVERAGE="" bash "$ROOT/examples/translation/evaluate.sh" dot_product >"$CKPT/scores.part"
         mv "$CKPT/scores.part" "$CKPT/scores"
     }
 }

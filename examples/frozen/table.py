@@ -16,7 +16,7 @@ def last(pattern: str, text: str) -> Optional[str]:
 
 
 def row(folder: Path) -> List[str]:
-    """frozen, trainable %, epochs, valid ppl, and the score of the test: BLEU, BLEU of the average, or perplexity."""
+    """frozen, trainable %, epochs, valid ppl, and the score of the test: BLEU or perplexity."""
     log = next(path for path in (folder / "dot_product" / "train.log", folder / "train.log") if path.is_file())
     text, scores = log.read_text(), (folder / "scores").read_text()
     total, trained = (
@@ -26,7 +26,7 @@ def row(folder: Path) -> List[str]:
     epochs = last(r"end of epoch (\d+)", text)
     valid = last(r"valid on 'valid' subset \| .*?\bppl ([\d.]+)", text)
     results = re.findall(r" = ([\d.]+) ", scores) or re.findall(r"Perplexity: ([\d.]+)", scores)
-    return [folder.name, f"{100 * trained / total:.1f}", str(epochs), str(valid), *results]
+    return [folder.name, f"{100 * trained / total:.1f}", str(epochs), str(valid), results[0]]
 
 
 def main(argv: List[str]) -> None:
@@ -34,7 +34,7 @@ def main(argv: List[str]) -> None:
     folders = [run / name for name in ORDER if (run / name / "scores").is_file()]
     bleu = "translation" in run.name
     heads = ["frozen", "trainable %", "epochs", "valid ppl"]
-    heads += ["BLEU, last", "BLEU, average"] if bleu else ["test ppl"]
+    heads += ["BLEU"] if bleu else ["test ppl"]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for folder in folders:
         print("| " + " | ".join(row(folder)) + " |")

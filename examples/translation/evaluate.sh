@@ -3,7 +3,8 @@
 #     bash examples/translation/evaluate.sh NAME
 # translates with checkpoint_last.pt and with the average of the last five epochs (beam 5) and
 # scores the translations without BPE: tokenized and lowercased text, as the data is, hence
-# --tokenize none. Environment variables: DATA, CKPT, THREADS and GPU as in train.sh.
+# --tokenize none. Environment variables: DATA, CKPT, THREADS and GPU as in train.sh; AVERAGE= (empty) leaves the
+# average out.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 WORK="$ROOT/examples/translation/work"
@@ -56,6 +57,7 @@ score() {
 }
 
 score last "$FOLDER/checkpoint_last.pt"
+[ -n "${AVERAGE-5}" ] || exit 0
 EPOCHS=()
 while IFS= read -r number; do
     EPOCHS+=("$FOLDER/checkpoint$number.pt")
