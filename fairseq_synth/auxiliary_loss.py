@@ -97,9 +97,11 @@ class SpanLossMixin:
 
     def _span_term(self) -> Optional[Tensor]:
         """The weighted loss, None where there is none to add; logs the spans and the rest of what is learned."""
+        if not (self.training and torch.is_grad_enabled()):  # type: ignore[attr-defined]
+            return None  # before looking for the spans: decoding asks at every step
         log_learned(self)  # type: ignore[arg-type]
         spans = adaptive_spans(self)  # type: ignore[arg-type]
-        if not (spans and self.training and torch.is_grad_enabled()):  # type: ignore[attr-defined]
+        if not spans:
             return None
         log_spans(spans)
         if not self.span_loss_weight:

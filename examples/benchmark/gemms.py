@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fairseq_synth.modules.linear import product
+
 
 class Product(NamedTuple):
     """(batch x) rows x inner times inner x columns; batch 0: two matrices."""
@@ -22,6 +24,7 @@ class Product(NamedTuple):
     columns: int
     left_transposed: bool = False
     right_transposed: bool = False
+    onednn: bool = False  # made by fairseq_synth.modules.linear
 
     @property
     def flops(self) -> int:
@@ -39,6 +42,9 @@ class Recorder(TorchDispatchMode):
             self.products.append(_product(args[0], args[1]))
         elif name in ("addmm", "baddbmm"):
             self.products.append(_product(args[1], args[2]))
+        elif name == "_linear_pointwise":
+            left = args[0].reshape(-1, args[0].size(-1))
+            self.products.append(_product(left, args[1].t())._replace(onednn=True))
         elif "scaled_dot_product" in name and "attention" in name:
             causal = any(a is True for a in args)
             self.products += _fused(args[1:4] if "backward" in name else args[:3], "backward" in name, causal)
@@ -72,6 +78,10 @@ def _fused(tensors: Sequence[Tensor], backward: bool, causal: bool) -> List[Prod
     return [logits, logits, outputs, across, across] if backward else [logits, outputs]
 
 
+def _by_onednn(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    return product(left, right.t())  # it has no place for the result
+
+
 def replay(products: Sequence[Product], dtype: torch.dtype, device: str) -> Callable[[], None]:
     """A function that makes the products and nothing else."""
     made: Dict[Tuple[Any, ...], Tensor] = {}
@@ -89,7 +99,7 @@ def replay(products: Sequence[Product], dtype: torch.dtype, device: str) -> Call
         left = operand("left", p.batch, p.rows, p.inner, p.left_transposed)
         right = operand("right", p.batch, p.inner, p.columns, p.right_transposed)
         out = operand("out", p.batch, p.rows, p.columns, False)
-        calls.append((torch.bmm if p.batch else torch.mm, left, right, out))
+        calls.append((_by_onednn if p.onednn else torch.bmm if p.batch else torch.mm, left, right, out))
 
     @torch.no_grad()
     def run() -> None:

@@ -14,6 +14,7 @@ from common import Results, Section, Settings, texts
 
 from fairseq_synth import compat
 from fairseq_synth.errors import UsageError
+from fairseq_synth.modules import linear
 
 
 def prepare(out: Path) -> None:
@@ -43,6 +44,7 @@ def describe(settings: Settings) -> Dict[str, Any]:
         "dtype": settings.dtype_name,
         "threads": settings.threads,
         "clock": settings.clock_name,
+        "onednn": linear.ENABLED,
         "seed": settings.seed,
         "fewest_rounds": settings.rounds,
         "seconds_per_race": settings.seconds,
@@ -62,7 +64,8 @@ def processor() -> str:
 def two_lines(facts: Dict[str, Any]) -> str:
     where = facts["gpu"] or f"{facts['processor']} ({facts['cores']} cores), {facts['threads']} thread(s)"
     versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "fairseq", "python"))
-    return f"{where}, {facts['dtype']}, seed {facts['seed']}\n{versions}, {facts['clock']}"
+    products = "oneDNN for ours" if facts["onednn"] else "PyTorch's products for all"
+    return f"{where}, {facts['dtype']}, seed {facts['seed']}\n{versions}, {facts['clock']}, {products}"
 
 
 def write(out: Path, facts: Dict[str, Any], sections: Sequence[Section], results: List[Results]) -> None:
