@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -20,6 +21,13 @@ OWN = [path.stem for path in FOLDER.glob("*.py")]  # modules of the folder, foun
 VARIANTS = ["random", "random+dot_product"]
 STOCK = {"attention": "MultiheadAttention", "training": "transformer", "generation": "transformer",
          "language_model": "transformer_lm", "frozen": "nothing frozen"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def logs_again():
+    """The benchmark hushes fairseq for the whole process."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="module", autouse=True)
