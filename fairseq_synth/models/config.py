@@ -16,6 +16,7 @@ from fairseq.models.transformer.transformer_config import DecoderConfig, EncDecB
 from omegaconf import II, DictConfig, OmegaConf
 
 from fairseq_synth.freezing.options import FreezingOptions
+from fairseq_synth.models.span_options import SpanOptions
 from fairseq_synth.models.validation import validate
 from fairseq_synth.modules.scorers.base import INITS
 
@@ -63,7 +64,7 @@ class SynthDecoderConfig(DecoderConfig):
 
 
 @dataclass
-class SynthTransformerConfig(FreezingOptions, TransformerConfig):
+class SynthTransformerConfig(FreezingOptions, SpanOptions, TransformerConfig):
     encoder: SynthEncoderConfig = field(default_factory=SynthEncoderConfig)
     decoder: SynthDecoderConfig = field(default_factory=SynthDecoderConfig)
     quant_noise: QuantNoiseConfig = field(default_factory=QuantNoiseConfig)
@@ -77,17 +78,6 @@ class SynthTransformerConfig(FreezingOptions, TransformerConfig):
             "help": "size of all embeddings, source, target and output, where it is not the model's: projections "
             "join them (0: the model's dimension)"
         },
-    )
-    span_ramp: int = field(default=32, metadata={"help": "R: length of the soft end of an adaptive span"})
-    span_loss: float = field(
-        default=5e-7, metadata={"help": "weight of the mean span of each layer (in tokens) in the training loss"}
-    )
-    persistent_memory: int = field(
-        default=0,
-        metadata={"help": "N: persistent key/value vectors per head; they replace the feed-forward sublayers"},
-    )
-    keep_feed_forward: bool = field(
-        default=False, metadata={"help": "keep the feed-forward sublayers beside --persistent-memory"}
     )
 
 

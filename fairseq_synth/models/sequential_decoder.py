@@ -150,11 +150,10 @@ class SequentialDecoder(FairseqIncrementalDecoder):
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
         """Refuses another dictionary: of equal size, it would fit and give nonsense."""
         theirs: Tensor = state_dict.setdefault(prefix + "vocabulary", self.vocabulary)
-        size = state_dict.get(prefix + "embed_tokens.weight", torch.empty(len(self.dictionary))).size(0)
         if not torch.equal(theirs.cpu(), self.vocabulary.cpu()):
             raise UsageError(
                 f"the dictionary (dict.txt) of {len(self.dictionary)} symbols is not the one the checkpoint was "
-                f"trained with ({size} symbols): give the data folder of the training, or binarise this text with its "
+                f"trained with: give the data folder of the training, or binarise this text with its "
                 f"dictionary (fairseq-preprocess --srcdict)"
             )
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -18,6 +18,7 @@ from fairseq_synth.auxiliary_loss import SpanLossMixin
 from fairseq_synth.freezing.model import FreezingMixin, freeze_model
 from fairseq_synth.freezing.options import FreezingOptions
 from fairseq_synth.models.sequential_decoder import SequentialDecoder
+from fairseq_synth.models.span_options import SpanOptions
 from fairseq_synth.models.transformer import register_preset
 from fairseq_synth.seeded.model import SeededMixin, seed_model
 
@@ -26,7 +27,7 @@ GENERATION_LIMIT = 1_000_000
 
 
 @dataclass
-class SequentialLMConfig(FreezingOptions):
+class SequentialLMConfig(FreezingOptions, SpanOptions):
     layers: int = field(default=12, metadata={"help": "number of layers"})
     embed_dim: int = field(default=512, metadata={"help": "model dimension"})
     ffn_embed_dim: int = field(
@@ -37,19 +38,8 @@ class SequentialLMConfig(FreezingOptions):
         default=0, metadata={"help": "width of queries, keys and values, all heads together (0: --embed-dim)"}
     )
     attention_span: int = field(default=8192, metadata={"help": "S: the longest span, in tokens"})
-    span_ramp: int = field(default=32, metadata={"help": "R: length of the soft end of a span"})
     initial_span: float = field(default=0.0, metadata={"help": "span of every head at the start, in tokens"})
     fixed_span: bool = field(default=False, metadata={"help": "spans stay at --initial-span"})
-    span_loss: float = field(
-        default=5e-7, metadata={"help": "weight of the mean span of each layer (in tokens) in the training loss"}
-    )
-    persistent_memory: int = field(
-        default=0,
-        metadata={"help": "N: persistent key/value vectors per head; they replace the feed-forward sublayers"},
-    )
-    keep_feed_forward: bool = field(
-        default=False, metadata={"help": "keep the feed-forward sublayers beside --persistent-memory"}
-    )
     dropout: float = field(default=0.3, metadata={"help": "dropout on attention weights and after the ReLU"})
     embedding_dropout: float = field(default=0.0, metadata={"help": "dropout on the embeddings and the last states"})
     adaptive_cutoff: Optional[str] = field(
