@@ -290,6 +290,16 @@ def test_files(tmp_path, capsys):
     assert (tmp_path / "c.png").read_bytes().startswith(PNG)
 
 
+def test_columns_are_left_out(tmp_path, capsys):
+    run = write_run(tmp_path / "r", 1, [5.0, 3.0])
+    head = results(capsys, run).splitlines()[0]
+    assert " updates " in head and " valid ppl " in head
+    hidden = results(capsys, run, "--hide", "updates", "valid ppl").splitlines()[0]
+    assert [cell.strip() for cell in hidden.strip("|").split("|")] == [
+        cell.strip() for cell in head.strip("|").split("|") if cell.strip() not in ("updates", "valid ppl")
+    ]
+
+
 def test_a_terminal_gets_narrow_tables(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     runs = [write_run(tmp_path / ("long" * 6 + str(i)), i, [5.0, 3.0 + i], dropout=i // 2) for i in (1, 2, 3)]
@@ -308,6 +318,7 @@ def test_a_terminal_gets_narrow_tables(tmp_path, capsys, monkeypatch):
         (["EMPTY"], "no training log; give the file itself"),
         (["RUN", "--title", "x"], "--title x: has an effect only with --html"),
         (["RUN", "--out", "nowhere/x"], "--out nowhere/x: the folder does not exist"),
+        (["RUN", "--hide", "BLEU"], "--hide BLEU: no such column; there are parameters, trainable, updates, words/s"),
         (["RUN", "--tokenize", "what"], "--tokenize what: sacrebleu has"),
         (["RUN", "RUN"], "given more than once"),
         (["EMPTY/x.txt"], "tells of no training"),

@@ -3,8 +3,8 @@
 #     bash examples/translation/evaluate.sh NAME
 # translates with checkpoint_last.pt and with the average of the last five epochs (beam 5) and
 # scores the translations without BPE: tokenized and lowercased text, as the data is, hence
-# --tokenize none. Environment variables: DATA, CKPT, THREADS and GPU as in train.sh; AVERAGE= (empty) leaves the
-# average out.
+# --tokenize none. Environment variables: DATA, CKPT, RUN, THREADS and GPU as in train.sh; AVERAGE= (empty) leaves
+# the average out, AVERAGE=10 takes ten epochs (train.sh NAME --keep-last-epochs 10).
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 WORK="$ROOT/examples/translation/work"
@@ -16,8 +16,9 @@ fail() {
 
 [ $# -eq 1 ] && [ -n "$1" ] || fail "one name is needed, as for train.sh"
 NAME="$1"
-: "${DATA:=$WORK/data/bin}" "${CKPT:=$WORK/ckpt}" "${THREADS:=1}"
-FOLDER="$CKPT/$NAME"
+: "${DATA:=$WORK/data/bin}" "${CKPT:=$WORK/ckpt}" "${THREADS:=1}" "${RUN:=$NAME}" "${AVERAGE=5}"
+[[ "$AVERAGE" =~ ^([1-9][0-9]{0,2})?$ ]] || fail "AVERAGE=$AVERAGE: must be a number of epochs, or empty for no average"
+FOLDER="$CKPT/$RUN"
 TEXT="$(dirname "$DATA")"
 [ -e "$FOLDER/checkpoint_last.pt" ] || fail "$FOLDER/checkpoint_last.pt is missing: first train.sh $NAME"
 [ -e "$TEXT/text/test.de" ] || fail "$TEXT/text/test.de is missing: DATA must be OUT/bin of prepare_multi30k.py"
@@ -42,7 +43,7 @@ score() {
     mkdir -p "$out"
     fairseq-generate "$DATA" --user-dir "$ROOT/fairseq_synth" --source-lang en --target-lang de \
         --gen-subset test --path "$2" --beam 5 --remove-bpe "$UNCUT" --max-tokens 4096 \
-        --required-batch-size-multiple 1 "${DEVICE[@]}" >"$out/generate.txt" 2>"$out/generate.log" ||
+        --required-batch-size-multiple 1 --num-workers 0 "${DEVICE[@]}" >"$out/generate.txt" 2>"$out/generate.log" ||
         { tail -n 15 "$out/generate.log" >&2; fail "fairseq-generate failed, see $out/generate.log"; }
     # Batches are sorted by length: H-<number> brings back the order of the test set.
     grep '^H-' "$out/generate.txt" | cut -c 3- | sort -n | cut -f 3- >"$out/hypotheses.de"
@@ -57,11 +58,11 @@ score() {
 }
 
 score last "$FOLDER/checkpoint_last.pt"
-[ -n "${AVERAGE-5}" ] || exit 0
+[ -n "$AVERAGE" ] || exit 0
 EPOCHS=()
 while IFS= read -r number; do
     EPOCHS+=("$FOLDER/checkpoint$number.pt")
-done < <(printf '%s\n' "$FOLDER"/*.pt | sed -n 's/.*\/checkpoint\([0-9][0-9]*\)\.pt$/\1/p' | sort -n | tail -n 5)
+done < <(printf '%s\n' "$FOLDER"/*.pt | sed -n 's/.*\/checkpoint\([0-9][0-9]*\)\.pt$/\1/p' | sort -n | tail -n "$AVERAGE")
 if [ "${#EPOCHS[@]}" -eq 0 ]; then
     echo "$NAME: less than one epoch was trained, there is nothing to average"
     exit

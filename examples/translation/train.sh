@@ -5,6 +5,7 @@
 # decoder: random, random+dot_product, 'dot_product*2,random*2' ... Same shapes, budget and
 # seed for all. A second call goes on where the first one stopped. Environment variables:
 #     DATA=examples/translation/work/data/bin   CKPT=examples/translation/work/ckpt
+#     RUN=NAME          the folder in CKPT
 #     UPDATES=1500  SEED=1  THREADS=1  GPU=     (GPU=1: on the GPU)
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
@@ -18,7 +19,7 @@ fail() {
 NAME="${1:-}"
 [ -n "$NAME" ] || fail "one name is needed: transformer, random, random+dot_product ..."
 [[ "$NAME" != */* ]] || fail "$NAME: a name has no slash"
-: "${DATA:=$WORK/data/bin}" "${CKPT:=$WORK/ckpt}" "${UPDATES:=1500}" "${SEED:=1}" "${THREADS:=1}"
+: "${DATA:=$WORK/data/bin}" "${CKPT:=$WORK/ckpt}" "${UPDATES:=1500}" "${SEED:=1}" "${THREADS:=1}" "${RUN:=$NAME}"
 for variable in UPDATES SEED THREADS; do
     [[ "${!variable}" =~ ^[1-9][0-9]{0,8}$ ]] || fail "$variable=${!variable}: must be a positive number"
 done
@@ -35,12 +36,12 @@ DEVICE=(--cpu)
 
 source "$ROOT/examples/environment.sh"
 export OMP_NUM_THREADS="$THREADS"
-DONE="$CKPT/$NAME/trained-$UPDATES"
+DONE="$CKPT/$RUN/trained-$UPDATES"
 if [ -e "$DONE" ]; then # fairseq-train would add an update
-    echo "train.sh: $NAME is trained already, in $CKPT/$NAME"
+    echo "train.sh: $NAME is trained already, in $CKPT/$RUN"
     exit
 fi
-mkdir -p "$CKPT/$NAME"
+mkdir -p "$CKPT/$RUN"
 fairseq-train "$DATA" --user-dir "$ROOT/fairseq_synth" "${MODEL[@]}" \
     --encoder-layers 4 --decoder-layers 4 --encoder-embed-dim 128 --encoder-ffn-embed-dim 256 \
     --encoder-attention-heads 4 --decoder-attention-heads 4 \
@@ -50,5 +51,5 @@ fairseq-train "$DATA" --user-dir "$ROOT/fairseq_synth" "${MODEL[@]}" \
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
     --max-tokens 4096 --max-update "$UPDATES" --seed "$SEED" --required-batch-size-multiple 1 \
     --keep-last-epochs 5 --no-progress-bar --log-interval 50 \
-    "${DEVICE[@]}" "${@:2}" --save-dir "$CKPT/$NAME" 2>&1 | tee -a "$CKPT/$NAME/train.log"
+    "${DEVICE[@]}" "${@:2}" --save-dir "$CKPT/$RUN" 2>&1 | tee -a "$CKPT/$RUN/train.log"
 touch "$DONE"

@@ -4,6 +4,7 @@ import os
 import statistics
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
+from fairseq_synth.errors import UsageError
 from fairseq_synth.inspection.evaluations import Evaluation
 from fairseq_synth.inspection.logs import Run, bits, is_language_model, perplexity, words_per_second
 
@@ -15,6 +16,9 @@ NOT_SETTINGS = frozenset(
     "keep_interval_updates keep_best_checkpoints no_epoch_checkpoints no_last_checkpoints save_interval "
     "save_interval_updates data_buffer_size".split()
 )
+
+# columns that any training can have; a short one may lack them
+ALWAYS = ("parameters", "trainable", "updates", "words/s", "valid ppl")
 
 
 class Measured(NamedTuple):
@@ -91,6 +95,15 @@ def columns(measured: Measured) -> Dict[str, float]:
         found["ppl" + (label or " eval-lm")] = evaluation.perplexity
         found["bits" + (label or " eval-lm")] = evaluation.bits
     return {column: float(value) for column, value in found.items() if value is not None}
+
+
+def without(found: Sequence[Row], columns: Sequence[str]) -> List[Row]:
+    """The rows without these columns. Raises UsageError for one that no training has."""
+    known = list(dict.fromkeys([*ALWAYS, *(column for row in found for column in row.values)]))
+    for column in columns:
+        if column not in known:
+            raise UsageError(f"--hide {column}: no such column; there are {', '.join(known)}")
+    return [row._replace(values={c: v for c, v in row.values.items() if c not in columns}) for row in found]
 
 
 def _names(groups: List[List[str]]) -> List[str]:

@@ -20,6 +20,9 @@ def register(commands: Any) -> None:
     command.add_argument("runs", nargs="+", metavar="RUN", help="folder of a training, or its log")
     command.add_argument("--format", choices=("markdown", "csv"), default="markdown", help="of the table")
     command.add_argument("--out", metavar="FILE", help="write the table there (default: print it)")
+    command.add_argument(
+        "--hide", nargs="+", action="extend", default=[], metavar="COLUMN", help="leave out words/s, 'valid ppl' ..."
+    )
     command.add_argument("--each", action="store_true", help="a row for every run, whatever their seeds")
     command.add_argument("--curves", metavar="PNG", help="draw the learning curves")
     command.add_argument("--html", metavar="FILE", help="write table, curves and differing options as one page")
@@ -35,10 +38,10 @@ def register(commands: Any) -> None:
 
 def run_results(args: argparse.Namespace) -> int:
     from fairseq_synth.inspection import tables
-    from fairseq_synth.inspection.grouping import rows
+    from fairseq_synth.inspection.grouping import rows, without
 
     _check(args)
-    found = rows(_measure(args), args.each)
+    found = without(rows(_measure(args), args.each), args.hide)
     if args.format == "csv":
         text = tables.as_csv(found)
     else:

@@ -15,8 +15,9 @@ COUNTS = ("parameters", "trainable", "updates")
 def header(rows: Sequence[Row]) -> List[str]:
     """Names of the columns: those that some row has."""
     found = dict.fromkeys(column for row in rows for column in row.values)
+    counts = [column for column in COUNTS if column in found]
     first = [column for column in ("words/s", "valid ppl", "valid bits") if column in found]
-    return ["model", *COUNTS, "seed", *first, *(column for column in found if column not in (*COUNTS, *first))]
+    return ["model", *counts, "seed", *first, *(column for column in found if column not in (*counts, *first))]
 
 
 def cells(row: Row, columns: Sequence[str]) -> List[str]:
