@@ -4,6 +4,15 @@ Importing the package makes fairseq run on current Python and torch (:mod:`fairs
 the architectures. Importing it twice is harmless.
 """
 
+import logging
+import os
+import sys
+
+# `fairseq-synth` prints what was asked for, not what fairseq says while imported ("-m": python -m fairseq_synth)
+_quiet = os.path.basename((sys.argv or [""])[0]) in ("fairseq-synth", "fairseq-synth.exe", "-m")
+if _quiet:
+    logging.disable(logging.INFO)
+
 try:
     import fairseq  # noqa: F401
 except Exception as error:
@@ -22,5 +31,7 @@ from fairseq_synth.models import sequential_lm, transformer, transformer_lm  # n
 from fairseq_synth.tasks import streaming_lm  # noqa: E402,F401
 
 hooks.install()
+if _quiet:
+    logging.disable(logging.NOTSET)
 
 __version__ = "0.1.0"

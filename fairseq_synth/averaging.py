@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fairseq_synth.errors import UsageError, explain
 from fairseq_synth.freezing import record as records
+from fairseq_synth.seeded import storage
 
 
 def average_checkpoints(inputs: List[str], output: str) -> None:
@@ -60,6 +61,12 @@ def read_checkpoint(path: str, option: str = "--inputs") -> Dict[str, Any]:
 
 
 def _check_shapes(first: Dict[str, Tensor], other: Dict[str, Tensor], name: str, path: str) -> None:
+    if (storage.KEY in first) != (storage.KEY in other):
+        seeded, full = (name, path) if storage.KEY in first else (path, name)
+        raise UsageError(
+            f"--inputs {path}: {seeded} stores a seed in place of what is frozen, {full} does not; average what "
+            f"fairseq-synth materialize {seeded} writes"
+        )
     differing = sorted(set(first) ^ set(other))
     names = [k for k in first if k in other and k != records.KEY]  # the record is compressed text
     differing += [k for k in names if first[k].shape != other[k].shape]

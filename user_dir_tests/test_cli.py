@@ -124,4 +124,4 @@ def test_python_dash_m(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "fairseq_synth", "options"], env=ENVIRONMENT, capture_output=True, text=True
     )
-    assert done.returncode == 0 and "factorized_dense" in done.stdout
+    assert done.returncode == 0 and "factorized_dense" in done.stdout and done.stderr == ""

@@ -245,6 +245,9 @@ def test_averages(corpus, tmp_path, capsys):
     assert "has frozen other values of the same parameters" in capsys.readouterr().err
     inputs[1] = tmp_path / "full" / "checkpoint_1_3.pt"
     assert average(inputs, tmp_path / "wrong.pt") == 2
+    assert f"{inputs[0]} stores a seed in place of what is frozen, {inputs[1]} does not" in capsys.readouterr().err
+    assert average(inputs[::-1], tmp_path / "wrong.pt") == 2
+    assert f"average what fairseq-synth materialize {inputs[0]} writes" in capsys.readouterr().err
     assert not (tmp_path / "wrong.pt").exists()
 
 
