@@ -5,7 +5,8 @@
 # all rows that are finished, is written after every row. Environment variables:
 #     DATA=examples/translation/work/data/bin      made by prepare_multi30k.py
 #     OUT=examples/translation/work/reproduce      RESULTS=OUT/RESULTS.md
-#     UPDATES=1500  MAX_TOKENS=4096  SEEDS="1"  AVERAGE=5 (epochs)
+#     UPDATES=1500  MAX_TOKENS=4096  SEEDS="1"
+#     AVERAGE=5 (scores the average of the last epochs too; empty: not)
 #     JOBS=1 (rows at a time)  THREADS=1 (of each)  GPU=     (GPU=1: on the GPU)
 # As published (8,000 updates, the last ten epochs): GPU=1 UPDATES=8000 SEEDS="1 2 3" AVERAGE=10
 set -euo pipefail
@@ -41,7 +42,7 @@ one() {
     # shellcheck disable=SC2046
     set -- $(options "$1")
     [ -e "$run/trained-$UPDATES" ] || echo "reproduce.sh: $RUN, seed $SEED: training"
-    bash "$HERE/train.sh" "$@" --max-tokens "$MAX_TOKENS" --keep-last-epochs "$AVERAGE" >/dev/null ||
+    bash "$HERE/train.sh" "$@" --max-tokens "$MAX_TOKENS" --keep-last-epochs "${AVERAGE:-1}" >/dev/null ||
         fail "training $RUN failed, see $run/train.log"
     [ -e "$scores" ] || {
         bash "$HERE/evaluate.sh" "$1" >"$scores.part" || fail "evaluating $RUN failed, see $scores.part"
@@ -81,16 +82,17 @@ PYTHON
 }
 
 : "${DATA:=$HERE/work/data/bin}" "${OUT:=$HERE/work/reproduce}" "${UPDATES:=1500}" "${MAX_TOKENS:=4096}"
-: "${SEEDS:=1}" "${AVERAGE:=5}" "${JOBS:=1}" "${THREADS:=1}" "${RESULTS:=$OUT/RESULTS.md}"
+: "${SEEDS:=1}" "${AVERAGE=5}" "${JOBS:=1}" "${THREADS:=1}" "${RESULTS:=$OUT/RESULTS.md}"
 RUNS="$OUT/updates$UPDATES-tokens$MAX_TOKENS"
 export DATA OUT UPDATES MAX_TOKENS SEEDS AVERAGE JOBS THREADS RESULTS GPU="${GPU:-}"
 if [ "${1:-}" = --list ]; then
     printf '%s\n' "${ROWS[@]}"
     exit
 fi
-for name in UPDATES MAX_TOKENS AVERAGE JOBS THREADS; do
+for name in UPDATES MAX_TOKENS JOBS THREADS; do
     [[ "${!name}" =~ ^[1-9][0-9]{0,8}$ ]] || fail "$name=${!name}: must be a positive number"
 done
+[[ "$AVERAGE" =~ ^([1-9][0-9]{0,2})?$ ]] || fail "AVERAGE=$AVERAGE: must be a number of epochs, or empty"
 [[ "$SEEDS" =~ ^[0-9]+(\ [0-9]+)*$ ]] || fail "SEEDS=$SEEDS: must be numbers separated by spaces"
 [ -e "$DATA/dict.de.txt" ] || fail "DATA=$DATA holds no fairseq data: first prepare_multi30k.py"
 source "$ROOT/examples/environment.sh"
