@@ -1,4 +1,4 @@
-"""fairseq_synth: attention variants for fairseq, loaded with --user-dir."""
+"""fairseq_synth: a --user-dir plugin for fairseq's translation and language models."""
 
 from pathlib import Path
 
@@ -10,11 +10,17 @@ README = HERE / "README.md"
 setup(
     name="fairseq-synth",
     version="0.1.0",
-    description="Synthesizer attention for fairseq translation models, as a --user-dir plugin",
+    description="Synthesizer attention, adaptive span and frozen parts for fairseq translation and language models",
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.8",
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     # Nothing but the plugin: examples/ and user_dir_tests/ stay in the checkout. Installed, the
     # package lies beside fairseq's, which is where fairseq looks for `--user-dir fairseq_synth`.
     packages=find_packages(include=["fairseq_synth", "fairseq_synth.*"]),

@@ -154,6 +154,8 @@ def test_a_split_that_is_not_there(place):
     line = line_of(call, "generate", *arguments, "--gen-subset", "tests")
     expected = f"split 'tests' is not in {place / 'pairs'}: choose one that is there (test, test1"
     assert line.startswith(expected)
+    line = line_of(call, "generate", *arguments, "--gen-subset", "test", "--dataset-impl", "raw")
+    assert line.startswith(f"split 'test' in {place / 'pairs'} is binarised, --dataset-impl says otherwise")
 
 
 @pytest.mark.parametrize("languages", [(), ("-s", "de", "-t", "en")])

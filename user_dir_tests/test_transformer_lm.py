@@ -127,6 +127,14 @@ def test_eval_lm_refuses_blocks_beyond_the_maps(text, tmp_path):
     assert "--tokens-per-sample" in line and "48" in line and "32" in line
 
 
+@pytest.mark.parametrize("window", ["16", "20"])
+def test_eval_lm_refuses_windows_that_leave_nothing(window, text, tmp_path):
+    checkpoint = train(text, tmp_path, "--tokens-per-sample", "32", "--synthesizer-max-length", "32")
+    with pytest.raises(Exception) as error:  # noqa: PT011  (fairseq's; explain() says what it means)
+        eval_lm(text, checkpoint, "--tokens-per-sample", "16", "--context-window", window)
+    assert explain(error.value) == f"--context-window {window}: must be less than --tokens-per-sample 16"
+
+
 def test_training_blocks_longer_than_the_maps_are_refused(text, tmp_path):
     with pytest.raises(ValueError, match="--tokens-per-sample 64: longer than the model's 32 positions"):
         train(text, tmp_path, "--tokens-per-sample", "64", "--synthesizer-max-length", "32")

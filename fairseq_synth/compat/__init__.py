@@ -38,8 +38,7 @@ APPLIED: Dict[str, str] = {}
 
 
 class FixReport(NamedTuple):
-    """One line of `describe()`: the fix, whether the running versions need it, and why it "
-    "exists."""
+    """One line of `describe()`: the fix, whether the running versions need it, and why it exists."""
 
     name: str
     applied: bool

@@ -109,6 +109,8 @@ def _no_split(exc: BaseException) -> Optional[str]:
         return None
     split, folder = found.groups()
     names = sorted({name.split(".")[0] for name in _listing(folder) if name.endswith(".idx")})
+    if split in names:
+        return f"split '{split}' in {folder} is binarised, --dataset-impl says otherwise: leave that option out"
     has = ", ".join(names) or "none; run fairseq-preprocess"
     return f"split '{split}' is not in {folder}: choose one that is there ({has})"
 
@@ -140,6 +142,18 @@ def _no_task(exc: BaseException) -> Optional[str]:
     return "--task is missing: pass the task the model was trained on, such as --task translation" if missing else None
 
 
+def _context_window(exc: BaseException) -> Optional[str]:
+    """fairseq-eval-lm subtracts it from --tokens-per-sample before anything else, and stumbles over what is left."""
+    for frame in _frames(exc):
+        if frame.f_globals.get("__name__") != "fairseq_cli.eval_lm" or "cfg" not in frame.f_locals:
+            continue
+        cfg = frame.f_locals["cfg"]
+        window, left = cfg.eval_lm.context_window, getattr(cfg.task, "tokens_per_sample", 1)
+        if window and left <= 0:
+            return f"--context-window {window}: must be less than --tokens-per-sample {left + window}"
+    return None
+
+
 def _already_clear(exc: BaseException) -> Optional[str]:
     """Messages of fairseq that need no translation, only freeing from the traceback."""
     return str(exc) if re.match(r"(Optimizer|Criterion) does not match; please reset", str(exc)) else None
@@ -156,6 +170,7 @@ RULES: Tuple[Callable[[BaseException], Optional[str]], ...] = (
     _no_data_folder,
     _unknown_config_key,
     _no_task,
+    _context_window,
     _already_clear,
 )
 
@@ -185,8 +200,7 @@ def _raised_inside(exc: BaseException, module: str) -> bool:
 
 
 def _checkpoint_path(exc: BaseException) -> str:
-    """The file being read, from the variables of fairseq's loading functions: no exception "
-    "carries it."""
+    """The file being read, from the variables of fairseq's loading functions: no exception carries it."""
     for frame in _frames(exc):
         if frame.f_globals.get("__name__", "").startswith("torch"):
             continue
