@@ -165,7 +165,7 @@ class OverflowScorer(RandomScorer):
     "broken, caught",
     [
         (SlotScorer, {"padding"}),
-        (FirstRowScorer, {"cached", "reference", "generation"}),
+        (FirstRowScorer, {"cached", "reference"}),
         (NeighbourScorer, {"reference", "causality", "alone", "cached", "reorder"}),
         (UntrainedScorer, {"gradients"}),
         (DriftingScorer, {"frozen"}),

@@ -116,6 +116,22 @@ def test_the_switch(monkeypatch):
     assert module._wanted() == HAS_ONEDNN
 
 
+@pytest.mark.parametrize("strided", [False, True])
+def test_products_of_a_batch(calls, monkeypatch, strided):
+    torch.manual_seed(0)
+    x, y = torch.randn(3, 4, 5), torch.randn(3, 5, 6)
+    if strided:
+        x, y = torch.randn(4, 3, 5).transpose(0, 1), torch.randn(3, 6, 5).transpose(1, 2)
+    out = torch.empty(4, 2, 3, 3).permute(2, 0, 1, 3)  # 3 x 4 x 2 x 3
+    for enabled in (True, False):
+        monkeypatch.setattr(module, "ENABLED", enabled)
+        assert torch.allclose(module.batch_product(x, y), x @ y, atol=1e-5)
+        assert module.batch_product(x, y, out=out.zero_()) is out
+        assert torch.allclose(out.reshape(3, 4, 6), x @ y, atol=1e-5)
+        assert len(calls) == 6
+    assert torch.allclose(module.batch_product(x.double(), y.double()), x.double() @ y.double())
+
+
 def test_layers_keep_names_weights_and_kind():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Sequential(nn.Linear(4, 2, bias=False)))

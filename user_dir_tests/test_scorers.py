@@ -57,6 +57,48 @@ def test_a_mixture_is_a_convex_sum_before_the_softmax(spec):
     assert torch.allclose(weights.sum(0), torch.ones(HEADS)) and weights.min() > 0
 
 
+@pytest.mark.parametrize("options", [(), (("synthesizer_share_output", True),)])
+@pytest.mark.parametrize("spec", [*sorted(SCORERS), "random+dot_product", "dense+random+dot_product+factorized_dense"])
+def test_terms_are_the_logits_before_their_product(spec, options):
+    attention, x = Case(spec, "encoder", options if "dense" in spec.split("+") else ()).attention(), states(12, 2)
+    q = k = attention._heads(attention.k_proj(x) if "dot_product" in spec else x)
+    for positions in (
+        Positions(0, 12, 12),
+        Positions(2, 7, 9),
+        Positions(3, 2, 4, first=1),
+        Positions(2, 8, 9, first=1),
+    ):
+        rows, end = slice(positions.start, positions.start + positions.queries), positions.first + positions.keys
+        given = x[rows], q[:, :, rows], k[:, :, positions.first : end], positions
+        expected, terms = attention.scorer(*given), attention.scorer.terms(*given)
+        got = 0.0 if terms.rows is None else terms.rows @ terms.columns.transpose(-2, -1)
+        got = got + (0.0 if terms.bias is None else terms.bias)
+        assert got.shape == expected.shape and torch.allclose(got, expected, atol=1e-12)
+        if any(p.requires_grad for p in attention.scorer.parameters()):
+            for a, b in zip(*(gradients(y, attention.scorer) for y in (got, expected))):
+                assert torch.allclose(a, b, atol=1e-9)
+
+
+def gradients(logits, scorer):
+    return torch.autograd.grad(logits.pow(2).sum(), list(scorer.parameters()), retain_graph=True)
+
+
+def test_long_logits_of_tokens_come_as_a_product():
+    attention, x = Case("dense", "encoder").attention(), states(12, 2)
+    assert attention.scorer.terms(x, None, None, Positions(0, 12, 12)).rows is not None
+    assert attention.scorer.terms(x[:4], None, None, Positions(0, 4, 4)).rows is None  # smaller than rows and columns
+
+
+def test_a_child_with_other_logits_does_not_inherit_terms():
+    class Doubled(SCORERS["dot_product"]):
+        def forward(self, x, q, k, positions):
+            return 2 * super().forward(x, q, k, positions)
+
+    q = states(4, 2)[None]
+    terms = Doubled(ScorerConfig(EMBED_DIM, HEADS)).terms(None, q, q, Positions(0, 4, 4))
+    assert terms.rows is None and torch.equal(terms.bias, 2 * q @ q.transpose(-2, -1))
+
+
 def test_a_mixture_starts_with_equal_parts():
     config = ScorerConfig(EMBED_DIM, HEADS)
     mixture = Mixture([build_scorer("random", config), build_scorer("dot_product", config)], HEADS)

@@ -15,7 +15,7 @@ from gemms import record, replay
 from torch import Tensor, nn
 
 from fairseq_synth.models.config import SynthTransformerFlatConfig, namespace, nested_config
-from fairseq_synth.models.layers import build_attention
+from fairseq_synth.models.layer_attention import build_attention
 from fairseq_synth.modules.scorers import SCORERS
 from fairseq_synth.modules.spec import parse_spec
 

@@ -54,7 +54,7 @@ score() {
     "$PYTHON" -m sacrebleu "$out/reference.de" -i "$out/hypotheses.de" --tokenize "$TOKENIZE" --force \
         --width 2 --format text
     "$PYTHON" -m sacrebleu "$out/reference.de" -i "$out/hypotheses.de" --tokenize "$TOKENIZE" --force \
-        --format json >"$out/bleu.json"
+        --width 2 --format json >"$out/bleu.json"
 }
 
 score last "$FOLDER/checkpoint_last.pt"

@@ -8,7 +8,7 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from fairseq_synth.models.config import SynthTransformerFlatConfig, namespace, nested_config
-from fairseq_synth.models.layers import build_attention
+from fairseq_synth.models.layer_attention import build_attention
 from fairseq_synth.models.transformer import SynthTransformerBase
 from fairseq_synth.models.validation import layer_specs
 from fairseq_synth.modules.attention import SynthAttention

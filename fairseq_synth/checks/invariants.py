@@ -137,6 +137,7 @@ def causality(case: Case) -> float:
 
 
 @invariant("cached decoding in chunks of 1, 2, 3 and all equals the full pass", sides=("decoder", "cross"))
+@torch.no_grad()  # as in a search, which goes the short way
 def cached(case: Case) -> float:
     attention = case.attention()
     x, memory = states(7, 3), states(5, 3, seed=8)
@@ -187,6 +188,7 @@ def alone(case: Case) -> float:
 
 
 @invariant("step-by-step decoding follows a beam reorder", sides=("decoder", "cross"))
+@torch.no_grad()  # as in a search, which goes the short way
 def reorder(case: Case) -> float:
     model = case.model()
     source, target = tokens(pad_left=True), tokens((6, 6, 6), seed=9)

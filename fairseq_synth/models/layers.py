@@ -1,6 +1,5 @@
 """Encoder and decoder of fairseq's Transformer with the attention that the config names for each layer."""
 
-import hashlib
 from typing import Any, Dict, List, Optional
 
 import torch
@@ -12,56 +11,18 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, Trans
 from torch import Tensor, nn
 
 from fairseq_synth.models.config import SynthTransformerConfig
-from fairseq_synth.models.validation import layer_specs, parse_factors
-from fairseq_synth.modules.adaptive_span import AdaptiveSpan
+from fairseq_synth.models.decoding_step import STEP, can_step, once_per_sentence
+from fairseq_synth.models.layer_attention import build_attention, speed_up
+from fairseq_synth.models.validation import layer_specs
 from fairseq_synth.modules.attention import SynthAttention
 from fairseq_synth.modules.cross_attention import CrossAttention
-from fairseq_synth.modules.linear import use_faster_linear
-from fairseq_synth.modules.persistent_memory import PersistentMemory
+from fairseq_synth.modules.hypotheses import SENTENCES, number_rows
 from fairseq_synth.modules.positions import right_padding_order
-from fairseq_synth.modules.scorers import ScorerConfig
-from fairseq_synth.modules.spec import LayerSpec, build_layer
+from fairseq_synth.modules.spec import LayerSpec
 from fairseq_synth.seeded.on_the_fly import let_go
 
 # fairseq 0.12.2 keeps a second copy of every encoder weight for torch's fused kernel; main dropped it
 FUSED_COPIES = tuple(f"{m}_{p}" for m in ("in_proj", "out_proj", "fc1", "fc2") for p in ("weight", "bias"))
-
-
-def build_attention(cfg: SynthTransformerConfig, side: str, kind: str, layer: int, names: LayerSpec) -> SynthAttention:
-    """The attention of one layer. side: encoder or decoder; kind: self_attn or encoder_attn."""
-    section, options = getattr(cfg, side), cfg.synthesizer
-    place = f"{side}.layers.{layer}.{kind}"
-    scorer_config = ScorerConfig(
-        embed_dim=section.embed_dim,
-        num_heads=section.attention_heads,
-        max_length=options.max_length,
-        rank=options.rank,
-        init=str(options.init),
-        factors=parse_factors(options.factors),
-        share_output=options.share_output,
-        map_seed=place_seed(options.map_seed, place),
-        attention_dim=section.attention_dim,
-    )
-    cross = kind == "encoder_attn"
-    heads, span = section.attention_heads, 0 if cross else section.adaptive_span
-    memory = 0 if cross else cfg.persistent_memory
-    attention = SynthAttention(
-        section.embed_dim,
-        section.attention_heads,
-        build_layer(names, scorer_config),
-        dropout=cfg.attention_dropout,
-        causal=side == "decoder" and not cross,
-        cross_attention=cross,
-        kdim=cfg.encoder.embed_dim if cross else None,
-        right_padded=not cross,
-        q_noise=cfg.quant_noise.pq,
-        qn_block_size=cfg.quant_noise.pq_block_size,
-        span=AdaptiveSpan(heads, span, cfg.span_ramp) if span else None,
-        memory=PersistentMemory(heads, memory, scorer_config.head_dim) if memory else None,
-        attention_dim=section.attention_dim,
-    )
-    _use_faster_linear(attention, cfg)
-    return attention
 
 
 class _Nothing(nn.Module):
@@ -74,11 +35,6 @@ class _Nothing(nn.Module):
 def drop_feed_forward(layer: nn.Module) -> None:
     """All-attention layers have none: the layer ends with the norm after its last attention."""
     layer.fc1, layer.fc2, layer.final_layer_norm = nn.Identity(), _Nothing(), nn.Identity()
-
-
-def place_seed(seed: int, place: str) -> int:
-    """A seed of its own for every attention, independent of how many others there are."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{place}".encode()).digest()[:7], "big")
 
 
 class SynthEncoderLayer(TransformerEncoderLayerBase):
@@ -160,11 +116,6 @@ def wrap(layer: nn.Module, cfg: SynthTransformerConfig) -> nn.Module:
     return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
 
 
-def _use_faster_linear(module: nn.Module, cfg: SynthTransformerConfig) -> None:
-    if not cfg.quant_noise.scalar:  # which looks for nn.Linear itself
-        use_faster_linear(module)
-
-
 def _limit(stock: int, layers: nn.ModuleList) -> int:
     """max_positions(): the smallest of fairseq's limit and every scorer's maximum length."""
     attentions = [m for m in layers.modules() if isinstance(m, SynthAttention)]
@@ -177,7 +128,7 @@ class SynthEncoder(TransformerEncoderBase):
     def __init__(self, cfg, dictionary, embed_tokens, return_fc: bool = False):
         self._specs = list(enumerate(layer_specs(cfg, "encoder")))[::-1]
         super().__init__(cfg, dictionary, embed_tokens, return_fc)
-        _use_faster_linear(self, cfg)
+        speed_up(self, cfg)
 
     def build_encoder_layer(self, cfg: SynthTransformerConfig) -> nn.Module:
         layer, names = self._specs.pop()  # fairseq builds the layers from the bottom, without their number
@@ -193,7 +144,8 @@ class SynthEncoder(TransformerEncoderBase):
         """As fairseq's; outputs stand where the caller's tokens stood."""
         order = right_padding_order(src_tokens.eq(self.padding_idx))
         if order is None:
-            return super().forward(src_tokens, src_lengths, return_all_hiddens, token_embeddings)
+            out = super().forward(src_tokens, src_lengths, return_all_hiddens, token_embeddings)
+            return number_rows(out, src_tokens.size(0), src_tokens.device)
         if token_embeddings is not None:
             token_embeddings = _gather_slots(token_embeddings, order)
         out = super().forward(src_tokens.gather(1, order), src_lengths, return_all_hiddens, token_embeddings)
@@ -202,7 +154,14 @@ class SynthEncoder(TransformerEncoderBase):
             out[name] = [_gather_slots(t, back) for t in out[name]]
         for name in ("encoder_out", "encoder_states", "fc_results"):
             out[name] = [None if t is None else _gather_slots(t, back, 1) for t in out.get(name, [])]
-        return out
+        return number_rows(out, src_tokens.size(0), src_tokens.device)
+
+    def reorder_encoder_out(self, encoder_out: Dict[str, List[Tensor]], new_order: Tensor) -> Dict[str, List[Tensor]]:
+        """As fairseq's; nothing to do where every row keeps its sentence."""
+        sentences = [rows.index_select(0, new_order) for rows in encoder_out.get(SENTENCES, [])]
+        if sentences and torch.equal(sentences[0], encoder_out[SENTENCES][0]):
+            return encoder_out
+        return {**super().reorder_encoder_out(encoder_out, new_order), SENTENCES: sentences}
 
     def max_positions(self) -> int:
         return _limit(super().max_positions(), self.layers)
@@ -215,17 +174,32 @@ class SynthDecoder(TransformerDecoderBase):
         cross = [None] * cfg.decoder.layers if no_encoder_attn else layer_specs(cfg, "cross")
         self._specs = list(enumerate(zip(layer_specs(cfg, "decoder"), cross)))[::-1]
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn, output_projection)
-        _use_faster_linear(self, cfg)
+        speed_up(self, cfg)
 
     def build_decoder_layer(self, cfg: SynthTransformerConfig, no_encoder_attn: bool = False) -> nn.Module:
         layer, (names, cross_names) = self._specs.pop()
         return wrap(SynthDecoderLayer(cfg, layer, names, cross_names), cfg)
 
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: Optional[Dict[str, List[Tensor]]] = None,
+        incremental_state: Optional[Dict[str, Any]] = None,
+        features_only: bool = False,
+        **options: Any,
+    ):
+        """As fairseq's."""
+        x, extra = super().forward(prev_output_tokens, encoder_out, incremental_state, True, **options)
+        if features_only:
+            return x, extra
+        step = None if incremental_state is None else incremental_state.get(STEP)
+        return (self.output_layer if step is None or torch.is_grad_enabled() else step.output)(x), extra
+
     def extract_features_scriptable(
         self,
         prev_output_tokens: Tensor,
         encoder_out: Optional[Dict[str, List[Tensor]]],
-        incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]] = None,
+        incremental_state: Optional[Dict[str, Any]] = None,
         full_context_alignment: bool = False,
         alignment_layer: Optional[int] = None,
         alignment_heads: Optional[int] = None,
@@ -236,7 +210,11 @@ class SynthDecoder(TransformerDecoderBase):
                 "full_context_alignment=True: synth_* decoders are causal; use fairseq's transformer_align"
             )
         order = None
-        if incremental_state is None:
+        if incremental_state is not None:
+            if alignment_layer is alignment_heads is None and can_step(self, prev_output_tokens, incremental_state):
+                return incremental_state[STEP](prev_output_tokens, encoder_out, incremental_state)
+            encoder_out = once_per_sentence(self, encoder_out, incremental_state)
+        else:
             order = right_padding_order(prev_output_tokens.eq(self.padding_idx))
         if order is not None:
             prev_output_tokens = prev_output_tokens.gather(1, order)

@@ -8,6 +8,7 @@ from typing import Callable, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+from fairseq_synth.modules.block_attention import full_precision
 from fairseq_synth.modules.decoding_state import Memory
 
 # below this sum of weights the shared way would lose precision, and every sentence gets its own softmax
@@ -22,29 +23,25 @@ class Extra(NamedTuple):
     value: Tensor
 
 
-def attend_shared(logits: Tensor, memory: Memory, causal: bool, dropout: Dropout) -> Optional[Tensor]:
-    """One matrix product for the whole batch, (H, T, S) x (H, S, B * D), for logits H x T x S.
+def attend_shared(logits: Tensor, value: Tensor, padding_mask: Tensor, dropout: Dropout) -> Optional[Tensor]:
+    """One matrix product for the whole padded batch, (H, T, S) x (H, S, B * D), for logits H x T x S.
 
-    Every pad must stand to the right of its sentence. A causal row then never reaches one; otherwise, with
+    Every pad (padding_mask: B x S) must stand to the right of its sentence, value is B x H x S x D. With
     E = exp(logits - rowmax), each sentence's softmax is (E @ (V * valid)) / (E @ valid).
 
     Returns T x B x C, or None where precision asks for a softmax per sentence.
     """
-    if memory.padding_mask is not None and memory.value.dtype == torch.float16:
+    if value.dtype == torch.float16:
         return None  # exp(logits - rowmax) underflows where the row's maximum is at a pad
-    logits = _hide_future(_full_precision(logits), memory.start, causal)
-    values = memory.value.permute(1, 2, 0, 3)  # H x S x B x D
-    if memory.padding_mask is None or causal:
-        weights = dropout(torch.softmax(logits, dim=-1).to(values.dtype))
-        return _merge(torch.matmul(weights, values.flatten(2)), values.size(3))
-    valid = memory.padding_mask.logical_not().t()  # S x B
-    weights = torch.exp(logits - logits.detach().amax(dim=-1, keepdim=True)).to(values.dtype)
-    total = torch.matmul(_full_precision(weights), valid.to(logits.dtype))  # H x T x B
+    logits, value = full_precision(logits), value.permute(1, 2, 0, 3)  # H x S x B x D
+    valid = padding_mask.logical_not().t()  # S x B
+    weights = torch.exp(logits - logits.detach().amax(dim=-1, keepdim=True)).to(value.dtype)
+    total = torch.matmul(full_precision(weights), valid.to(logits.dtype))  # H x T x B
     if bool((total.detach() < SMALLEST_SUM).any()):
         return None
-    values = (values * valid[None, :, :, None].to(values.dtype)).flatten(2)
+    values = (value * valid[None, :, :, None].to(value.dtype)).flatten(2)
     sums = torch.matmul(dropout(weights), values).view(*total.shape, -1)
-    return _merge(sums / total.unsqueeze(-1).to(sums.dtype), sums.size(3))
+    return (sums / total.unsqueeze(-1).to(sums.dtype)).permute(1, 2, 0, 3).flatten(2)
 
 
 def attend(
@@ -59,7 +56,7 @@ def attend(
 
     Returns T x B x C and the weights of the context before dropout, (B or 1) x H x T x S.
     """
-    logits = _full_precision(logits if logits.dim() == 4 else logits.unsqueeze(0))
+    logits = full_precision(logits if logits.dim() == 4 else logits.unsqueeze(0))
     if attn_mask is not None:
         logits = logits + attn_mask.to(logits.dtype)
     logits = _hide_future(logits, memory.start, causal)
@@ -70,7 +67,7 @@ def attend(
     context = logits.size(-1)
     if extra is not None:
         logits = logits.expand(extra.logits.size(0), -1, -1, -1)
-        logits = torch.cat([logits, _full_precision(extra.logits).to(logits.dtype)], dim=-1)
+        logits = torch.cat([logits, full_precision(extra.logits).to(logits.dtype)], dim=-1)
     weights = torch.softmax(logits, dim=-1)
     dropped = dropout(weights.to(memory.value.dtype))
     x = torch.matmul(dropped[..., :context], memory.value)
@@ -86,13 +83,3 @@ def _hide_future(logits: Tensor, start: int, causal: bool) -> Tensor:
         return logits
     future = torch.ones(steps, keys, dtype=torch.bool, device=logits.device).triu(start + 1)
     return logits.masked_fill(future, torch.finfo(logits.dtype).min)
-
-
-def _full_precision(x: Tensor) -> Tensor:
-    """The softmax is taken in float32 at least, as in fairseq."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _merge(x: Tensor, head_dim: int) -> Tensor:
-    """H x T x B (x) D -> T x B x C."""
-    return x.view(*x.shape[:2], -1, head_dim).permute(1, 2, 0, 3).flatten(2)

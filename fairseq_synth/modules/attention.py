@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from fairseq_synth.errors import UsageError
 from fairseq_synth.modules.adaptive_span import AdaptiveSpan
 from fairseq_synth.modules.apply import Extra, attend, attend_shared
-from fairseq_synth.modules.decoding_state import CachingAttention, Memory, State, append, as_state
+from fairseq_synth.modules.block_attention import Rules, block_attention
+from fairseq_synth.modules.decoding_state import CachingAttention, Memory, State, as_memory, extend, forget
+from fairseq_synth.modules.linear import autocast
 from fairseq_synth.modules.persistent_memory import PersistentMemory
 from fairseq_synth.modules.positions import Positions, token_positions
 from fairseq_synth.modules.scorers.base import Scorer
@@ -129,24 +131,38 @@ class SynthAttention(CachingAttention):
         memory = self._remember(query, key, key_padding_mask, incremental_state, static_kv)
         positions = self._positions(query.size(0), memory, incremental_state is not None)
         q = self._heads(self.q_proj(query) * self.scaling) if hasattr(self, "q_proj") else None
-        logits = self._within_span(self.scorer(query, q, memory.key, positions), positions)
-        extra = self._persistent(q)
         causal = self.causal and not self.cross_attention
         attn_mask = None if self.causal else attn_mask
         need_weights = need_weights or need_head_weights
-        # a single query reads the values where they are; more of them are worth one product for the whole batch
-        whole_batch = positions.shared and logits.dim() == 3 and query.size(0) > 1 and extra is None
-        if whole_batch and attn_mask is None and not need_weights:
-            x = attend_shared(logits, memory, causal, self.dropout_module)
-            if x is not None:
-                return self.out_proj(x), None
+        plain = attn_mask is None and not need_weights and self.memory is None
+        if plain and positions.shared and query.size(0) > 1 and not autocast(query.device):
+            return self.out_proj(self._attend_in_blocks(query, q, memory, positions, causal)), None
+        logits = self.within_span(self.scorer(query, q, memory.key, positions), positions)
+        extra = self._persistent(q)
         x, weights = attend(logits, memory, causal, self.dropout_module, attn_mask, extra)
         if not need_weights:
             return self.out_proj(x), None
         weights = weights.expand(query.size(1), -1, -1, -1).transpose(0, 1)
         return self.out_proj(x), weights if need_head_weights else weights.mean(dim=0)
 
-    def _within_span(self, logits: Tensor, positions: Positions) -> Tensor:
+    def _attend_in_blocks(
+        self, query: Tensor, q: Optional[Tensor], memory: Memory, positions: Positions, causal: bool
+    ) -> Tensor:
+        """Many queries, no weights asked for, and every pad to the right of its sentence. Returns T x B x C."""
+        logits = self.scorer.terms(query, q, memory.key, positions)
+        if self.span is not None:
+            bias = query.new_zeros(()) if logits.bias is None else logits.bias
+            logits = logits._replace(bias=self.within_span(bias, positions))
+        hidden = None if causal else memory.padding_mask  # a causal row never reaches a pad
+        if hidden is not None and logits.rows is None and logits.bias is not None and logits.bias.dim() == 3:
+            x = attend_shared(logits.bias, memory.value, hidden, self.dropout_module)
+            if x is not None:
+                return x
+        module = self.dropout_module
+        dropout = module.p if module.training or module.apply_during_inference else 0.0
+        return block_attention(logits, memory.value, Rules(memory.start, causal, dropout), hidden)
+
+    def within_span(self, logits: Tensor, positions: Positions) -> Tensor:
         """softmax(s) * m, renormalised, is softmax(s + log m)."""
         if self.span is None:
             return logits
@@ -198,25 +214,38 @@ class SynthAttention(CachingAttention):
         static_kv: bool,
     ) -> Memory:
         """Project what is new, join it to what is cached, and store what later calls can reach."""
-        state = self._get_input_buffer(incremental_state)
-        if self.cross_attention:
-            start = state["prev_query"].size(1) if state else 0
-            if state and static_kv:
-                memory = Memory(state.get("prev_key"), state["prev_value"], state["prev_key_padding_mask"], start)
-            else:
-                memory = self._project(key, padding_mask, start)
-        else:
-            memory = append(state, self._project(query, padding_mask, 0))
-        if incremental_state is not None:
-            state = as_state(memory, None if self.span is None else max(self.span.windows()))
-            if self.cross_attention:
-                state["prev_query"] = query.new_empty(query.size(1), memory.start + query.size(0), 0)
-            self._set_input_buffer(incremental_state, state)
-        return memory
-
-    def _project(self, source: Optional[Tensor], padding_mask: Optional[Tensor], start: int) -> Memory:
-        if source is None:
-            raise ValueError("cross-attention needs `key`, the encoder's output")
-        key = self._heads(self.k_proj(source)) if self.scorer.needs_keys else None
         mask = None if padding_mask is None else padding_mask.bool()
-        return Memory(key, self._heads(self.v_proj(source)), mask, start)
+        if self.cross_attention:
+            return self._remember_source(query, key, mask, incremental_state, static_kv)
+        keys, values = self._project(query)
+        if incremental_state is None:
+            return Memory(None if keys is None else self._heads(keys), self._heads(values), mask, 0)
+        state = extend(self._get_input_buffer(incremental_state), keys, values, mask)
+        kept = state if self.span is None else forget(state, max(self.span.windows()))
+        self._set_input_buffer(incremental_state, kept)
+        return as_memory(state, self.num_heads, query.size(0))
+
+    def _remember_source(
+        self,
+        query: Tensor,
+        source: Optional[Tensor],
+        mask: Optional[Tensor],
+        incremental_state: Optional[Dict[str, State]],
+        static_kv: bool,
+    ) -> Memory:
+        """The encoder's output does not change (static_kv): it is projected once, and the queries are counted."""
+        state = self._get_input_buffer(incremental_state)
+        start = state["prev_query"].size(1) if state else 0
+        if not (state and static_kv):
+            if source is None:
+                raise ValueError("cross-attention needs `key`, the encoder's output")
+            keys, values = (None if x is None else self._heads(x) for x in self._project(source))
+            state = {"prev_key": keys, "prev_value": values, "prev_key_padding_mask": mask}
+        if incremental_state is not None:
+            answered = query.new_empty(query.size(1), start + query.size(0), 0)
+            self._set_input_buffer(incremental_state, {**state, "prev_query": answered})
+        return Memory(state["prev_key"], state["prev_value"], state["prev_key_padding_mask"], start)
+
+    def _project(self, source: Tensor) -> Tuple[Optional[Tensor], Tensor]:
+        """Keys, if the scorer needs them, and values: S x B x C."""
+        return self.k_proj(source) if self.scorer.needs_keys else None, self.v_proj(source)

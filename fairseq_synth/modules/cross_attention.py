@@ -3,11 +3,18 @@
 Legend: B sentences, X hypotheses of each, S source length, H heads, D head dim, C = H * D.
 """
 
+import math
 from typing import Any, Optional, Tuple
 
 import torch
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
+
+from fairseq_synth.modules import direct
+from fairseq_synth.modules.hypotheses import follow, owners
+
+# entry of the state beside fairseq's own: the sentence of every row, B x X, where there are more rows than sentences
+OWNERS = "owners"
 
 
 class CrossAttention(MultiheadAttention):
@@ -28,29 +35,87 @@ class CrossAttention(MultiheadAttention):
         need_head_weights: bool = False,
     ) -> Tuple[Tensor, Optional[Tensor]]:
         """As in fairseq."""
-        state = self._get_input_buffer(incremental_state) if self._is_step(incremental_state, static_kv, query) else {}
-        if "prev_key" not in state or attn_mask is not None or before_softmax:
-            return super().forward(
+        step = query.size(0) == 1 and static_kv and attn_mask is None and not before_softmax
+        if not (step and self.can_step(incremental_state)):
+            out = super().forward(
                 query, key, value, key_padding_mask, incremental_state, need_weights, static_kv, attn_mask,
                 before_softmax, need_head_weights,
             )  # fmt: skip
-        x, weights = self._step(query, state)
+            self._note_owners(query.size(1), incremental_state)
+            return out
+        x, weights = CrossAttentionStep(self)(query[0], incremental_state)
         if not (need_weights or need_head_weights):
-            return x, None
+            return x.unsqueeze(0), None
         weights = weights.permute(1, 0, 2, 3).flatten(1, 2).unsqueeze(2)  # H x B X x 1 x S
-        return x, weights if need_head_weights else weights.mean(dim=0)
+        return x.unsqueeze(0), weights if need_head_weights else weights.mean(dim=0)
 
-    def _is_step(self, incremental_state: Optional[Any], static_kv: bool, query: Tensor) -> bool:
-        plain = self.bias_k is None and not self.add_zero_attn and not self.training
-        return incremental_state is not None and static_kv and plain and query.size(0) == 1
+    def _note_owners(self, rows: int, incremental_state: Optional[Any]) -> None:
+        state = self._get_input_buffer(incremental_state)
+        if "prev_key" in state and rows != state["prev_key"].size(0):
+            sentences = state["prev_key"].size(0)
+            state[OWNERS] = owners(sentences, rows // sentences, state["prev_key"].device)
 
-    def _step(self, query: Tensor, state: Any) -> Tuple[Tensor, Tensor]:
-        """query: 1 x B X x C. Returns the output, and the weights B x H x X x S."""
-        keys, values, mask = state["prev_key"], state["prev_value"], state.get("prev_key_padding_mask")
-        queries = self.q_proj(query).view(keys.size(0), -1, self.num_heads, self.head_dim).transpose(1, 2)
-        logits = torch.matmul(queries * self.scaling, keys.transpose(2, 3))
-        if mask is not None:
-            logits = logits.masked_fill(mask[:, None, None, :].to(torch.bool), float("-inf"))
+    def rows_per_sentence(self, incremental_state: Any) -> Optional[int]:
+        """X; None before there is a state."""
+        state = self._get_input_buffer(incremental_state)
+        return (state[OWNERS].size(1) if OWNERS in state else 1) if "prev_key" in state else None
+
+    def reorder_incremental_state(self, incremental_state: Any, new_order: Tensor) -> Any:
+        """As fairseq's; where rows share a sentence, only the sentences that are left are kept."""
+        state = self._get_input_buffer(incremental_state)
+        if OWNERS not in state:
+            return super().reorder_incremental_state(incremental_state, new_order)
+        sentences, owner = follow(new_order, state[OWNERS])
+        if sentences is not None:
+            entries = {name: entry for name, entry in state.items() if name != OWNERS}
+            state = {k: None if v is None else v.index_select(0, sentences) for k, v in entries.items()}
+            self._set_input_buffer(incremental_state, {**state, OWNERS: owner})
+        return incremental_state
+
+    def can_step(self, incremental_state: Optional[Any]) -> bool:
+        """Whether :class:`CrossAttentionStep` may go on from here."""
+        plain = self.bias_k is None and not self.add_zero_attn and not self.dropout_module.apply_during_inference
+        if not plain or self.training or incremental_state is None or torch.is_grad_enabled():
+            return False
+        return "prev_key" in self._get_input_buffer(incremental_state)
+
+
+class CrossAttentionStep:
+    """One decoding step, once keys and values are cached. rows: of the search that it serves; None: of no search."""
+
+    def __init__(self, attention: CrossAttention, rows: Optional[int] = None):
+        self.key = attention._get_full_incremental_state_key("attn_state")
+        self.scaling = attention.scaling
+        self.cached: Any = None  # the keys that the rest was made from
+        self.project_query = direct.linear(attention.q_proj, rows)
+        self.project_out = direct.linear(attention.out_proj, rows)
+
+    def has_begun(self, incremental_state: Any) -> bool:
+        """Whether keys and values are there."""
+        return "prev_key" in incremental_state.get(self.key, ())
+
+    def __call__(self, x: Tensor, incremental_state: Any) -> Tuple[Tensor, Tensor]:
+        """x: B X x C, one query per hypothesis. Returns B X x C, and the weights B x H x X x S."""
+        state = incremental_state[self.key]
+        if self.cached is not state["prev_key"]:  # a new search, or sentences have left
+            self.cached = state["prev_key"]
+            self._prepare(state["prev_value"], state.get("prev_key_padding_mask"))
+        sentences, heads, slots, size = self.cached.shape
+        queries = self.project_query(x).view(sentences, -1, heads, size).transpose(1, 2)
+        queries = queries.reshape(sentences * heads, -1, size)
+        if self.hidden is None:
+            logits = torch.bmm(queries, self.keys)
+        else:
+            logits = torch.baddbmm(self.hidden, queries, self.keys)
         weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(logits.dtype)  # as in fairseq
-        x = torch.matmul(self.dropout_module(weights), values)  # B x H x X x D
-        return self.out_proj(x.transpose(1, 2).reshape(query.shape)), weights
+        attended = torch.bmm(weights, self.values).view(sentences, heads, -1, size)
+        attended = attended.transpose(1, 2).reshape(x.size(0), -1)
+        return self.project_out(attended), weights.view(sentences, heads, -1, slots)
+
+    def _prepare(self, values: Tensor, mask: Optional[Tensor]) -> None:
+        """What all steps share: scaled keys (B H x D x S), values (B H x S x D), and -inf at pads (B H x 1 x S)."""
+        self.keys = (self.cached * self.scaling).flatten(0, 1).transpose(1, 2)
+        self.values, self.hidden = values.flatten(0, 1), None
+        if mask is not None and bool(mask.any()):
+            hidden = values.new_zeros(mask.shape).masked_fill(mask.bool(), -math.inf)
+            self.hidden = hidden.repeat_interleave(values.size(1), dim=0).unsqueeze(1)

@@ -1,24 +1,25 @@
 """What an attention remembers between decoding steps, through fairseq's incremental-state API.
 
-Legend: B batch, S keys, t cached length, H heads, D head dim.
+Legend: B batch, S keys, t cached length, H heads, D head dim, C = H * D.
 
-The cache of :class:`~fairseq_synth.modules.attention.SynthAttention` (batch first, so that a beam reorder is an
-index_select on dimension 0). One or many new tokens may arrive per call; nothing else survives between calls.
-    prev_value             B x H x t x D
-    prev_key               B x H x t x D    only for scorers that need keys
+The cache of :class:`~fairseq_synth.modules.attention.SynthAttention`. One or many new tokens may arrive per call;
+nothing else survives between calls. A beam reorder is an ``index_select(0, order)`` of every entry.
+    prev_value             Slots
+    prev_key               Slots            only for scorers that need keys
     prev_key_padding_mask  B x t, or None   True at pads
-    prev_query             B x t x 0        cross-attention only: its shape counts the queries already answered
-    prev_dropped           B x n x 0        adaptive span only: its shape counts the slots dropped before the cache
-    prev_dropped_pads      B, or None       how many of them were pads
+    prev_dropped_pads      B, or None       adaptive span only: how many of the dropped slots were pads
+Of cross-attention (keys and values: B x H x S x D):
+    prev_query             B x t x 0        its shape counts the queries already answered
 """
 
-from typing import Any, Callable, Dict, NamedTuple, Optional, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Union
 
 import torch
 from fairseq.incremental_decoding_utils import with_incremental_state
 from torch import Tensor, nn
 
 State = Dict[str, Any]
+ROOM = 16  # slots: buffers hold a multiple of it
 
 
 class Memory(NamedTuple):
@@ -41,66 +42,120 @@ class Memory(NamedTuple):
         return self.dropped if self.dropped_pads is None else self.dropped - self.dropped_pads.unsqueeze(1)
 
 
-def append(state: State, new: Memory) -> Memory:
-    """What is cached, and behind it what is new."""
+class Slots:
+    """One vector per slot and row, t x B x C, in a buffer with room behind them; ``dropped`` slots stood before.
+
+    Appending writes what is new into the room. It never changes an older Slots: where another has grown into the
+    room, where none is left, and where gradients may be asked for, everything is copied.
+    """
+
+    def __init__(self, buffer: Tensor, first: int, end: int, dropped: int, filled: List[int]):
+        self.buffer, self.first, self.end, self.dropped = buffer, first, end, dropped
+        self._filled = filled  # up to where the buffer is in use: shared by all Slots in it
+
+    @classmethod
+    def of(cls, vectors: Tensor, dropped: int = 0) -> "Slots":
+        return cls(vectors, 0, vectors.size(0), dropped, [vectors.size(0)])
+
+    def __len__(self) -> int:
+        return self.end - self.first
+
+    @property
+    def vectors(self) -> Tensor:
+        """t x B x C."""
+        return self.buffer.narrow(0, self.first, self.end - self.first)
+
+    def heads(self, count: int) -> Tensor:
+        """B x H x t x D (a view)."""
+        vectors = self.vectors
+        return vectors.view(*vectors.shape[:2], count, -1).permute(1, 2, 0, 3)
+
+    def append(self, new: Tensor) -> "Slots":
+        """new: T x B x C, or B x C for a single slot."""
+        steps = new.size(0) if new.dim() == 3 else 1
+        end = self.end + steps
+        if torch.is_grad_enabled():
+            return Slots.of(torch.cat([self.vectors, new.view(steps, *new.shape[-2:])]), self.dropped)
+        if end > self.buffer.size(0) or self._filled[0] != self.end:
+            return self._moved(self.vectors, steps).append(new)
+        self.buffer.narrow(0, self.end, steps).copy_(new)
+        self._filled[0] = end
+        return Slots(self.buffer, self.first, end, self.dropped, self._filled)
+
+    def drop(self, slots: int) -> "Slots":
+        """Without the first ones."""
+        return Slots(self.buffer, self.first + slots, self.end, self.dropped + slots, self._filled)
+
+    def index_select(self, dim: int, order: Tensor) -> "Slots":
+        """The rows ``order``, as of a tensor whose dimension 0 is the batch; with room for the next slot."""
+        if dim != 0:
+            raise ValueError(f"rows are dimension 0, not {dim}")
+        if torch.is_grad_enabled():
+            return Slots.of(self.vectors.index_select(1, order), self.dropped)
+        return self._moved(self.vectors, 1, order)
+
+    def _moved(self, vectors: Tensor, more: int, order: Optional[Tensor] = None) -> "Slots":
+        """The same in a buffer of its own, with room for at least ``more`` slots."""
+        length, rows = vectors.size(0), vectors.size(1) if order is None else order.numel()
+        capacity = -(-(length + more) // ROOM) * ROOM
+        buffer = vectors.new_empty(capacity, rows, vectors.size(2))
+        if order is None:
+            buffer[:length] = vectors
+        else:
+            torch.index_select(vectors, 1, order, out=buffer[:length])
+        return Slots(buffer, 0, length, self.dropped, [length])
+
+
+def extend(state: State, key: Optional[Tensor], value: Tensor, padding_mask: Optional[Tensor]) -> State:
+    """The state with what is new behind what is cached. key, value: T x B x C; padding_mask: B x T, or None."""
     if not state:
-        return new
-    cached, dropped = state["prev_value"], state.get("prev_dropped")
+        state = {"prev_value": Slots.of(value), "prev_key_padding_mask": padding_mask}
+        return state if key is None else {**state, "prev_key": Slots.of(key)}
+    mask = _join_masks(state["prev_key_padding_mask"], padding_mask, len(state["prev_value"]), value)
+    state = {**state, "prev_value": state["prev_value"].append(value), "prev_key_padding_mask": mask}
+    return state if key is None else {**state, "prev_key": state["prev_key"].append(key)}
+
+
+def as_memory(state: State, heads: int, queries: int) -> Memory:
+    """What the last ``queries`` slots attend to."""
+    values, keys = state["prev_value"], state.get("prev_key")
     return Memory(
-        None if new.key is None else torch.cat([state["prev_key"], new.key], dim=2),
-        torch.cat([cached, new.value], dim=2),
-        _join_masks(state["prev_key_padding_mask"], new.padding_mask, cached, new.value),
-        cached.size(2),
-        0 if dropped is None else dropped.size(1),
+        None if keys is None else keys.heads(heads),
+        values.heads(heads),
+        state["prev_key_padding_mask"],
+        len(values) - queries,
+        values.dropped,
         state.get("prev_dropped_pads"),
     )
 
 
-def _join_masks(old: Optional[Tensor], new: Optional[Tensor], cached: Tensor, value: Tensor) -> Optional[Tensor]:
-    if new is not None and new.size(1) > value.size(2):  # some callers pass the mask of the whole prefix
-        return new[:, new.size(1) - cached.size(2) - value.size(2) :]
+def _join_masks(old: Optional[Tensor], new: Optional[Tensor], cached: int, value: Tensor) -> Optional[Tensor]:
+    steps, batch = value.shape[:2]
+    if new is not None and new.size(1) > steps:  # some callers pass the mask of the whole prefix
+        return new[:, new.size(1) - cached - steps :]
     if old is None and new is None:
         return None
-    old = cached.new_zeros(cached.shape[::2], dtype=torch.bool) if old is None else old
-    new = value.new_zeros(value.shape[::2], dtype=torch.bool) if new is None else new
+    old = value.new_zeros(batch, cached, dtype=torch.bool) if old is None else old
+    new = value.new_zeros(batch, steps, dtype=torch.bool) if new is None else new
     return torch.cat([old, new], dim=1)
 
 
-def as_state(memory: Memory, window: Optional[int] = None) -> State:
-    """The state to store; with a window (in tokens), without what no later query reaches."""
-    if window is not None:
-        memory = _drop(memory, window - 1)  # the next query itself is one token of the window
-    state = {"prev_value": memory.value, "prev_key_padding_mask": memory.padding_mask}
-    if memory.key is not None:
-        state["prev_key"] = memory.key
-    if window is not None:
-        state["prev_dropped"] = memory.value.new_empty(memory.value.size(0), memory.dropped, 0)
-        state["prev_dropped_pads"] = memory.dropped_pads
-    return state
-
-
-def _drop(memory: Memory, tokens: int) -> Memory:
-    """Drop slots at the left until a sentence would lose one of its last ``tokens`` tokens."""
-    mask, pads = memory.padding_mask, memory.dropped_pads
-    slots = _droppable(memory, tokens)
+def forget(state: State, window: int) -> State:
+    """Drop slots at the left that no later query reaches: beyond ``window`` tokens, the query itself included."""
+    mask, pads = state["prev_key_padding_mask"], state.get("prev_dropped_pads")
+    slots = _droppable(mask, len(state["prev_value"]), window - 1)
     if mask is not None:
         gone = mask[:, :slots].sum(dim=1)
         pads, mask = gone if pads is None else pads + gone, mask[:, slots:]
-    return Memory(
-        None if memory.key is None else memory.key[:, :, slots:],
-        memory.value[:, :, slots:],
-        mask,
-        memory.start,
-        memory.dropped + slots,
-        pads,
-    )
+    kept = {name: entry.drop(slots) for name, entry in state.items() if isinstance(entry, Slots)}
+    return {**kept, "prev_key_padding_mask": mask, "prev_dropped_pads": pads}
 
 
-def _droppable(memory: Memory, tokens: int) -> int:
-    slots = memory.value.size(2)
-    if memory.padding_mask is None or slots <= tokens:
+def _droppable(padding_mask: Optional[Tensor], slots: int, tokens: int) -> int:
+    """How many of the first slots can go while every sentence keeps its last ``tokens`` tokens."""
+    if padding_mask is None or slots <= tokens:
         return max(0, slots - tokens)
-    real = memory.padding_mask.logical_not()
+    real = padding_mask.logical_not()
     from_here_on = real.flip(1).long().cumsum(dim=1).flip(1)  # real tokens of the sentence, this one included
     needed = (real & (from_here_on <= tokens)).any(dim=0)
     return int(needed.long().cumsum(dim=0).eq(0).sum())
@@ -108,10 +163,11 @@ def _droppable(memory: Memory, tokens: int) -> int:
 
 @with_incremental_state
 class CachingAttention(nn.Module):
-    """Base of the attentions: one state per module, a dict of tensors (or None) whose dimension 0 is the batch."""
+    """Base of the attentions: one state per module, a dict of tensors (or Slots, or None) with a row per sentence."""
 
-    get_incremental_state: Callable[..., Any]  # both from the decorator
+    get_incremental_state: Callable[..., Any]  # all from the decorator
     set_incremental_state: Callable[..., Any]
+    _get_full_incremental_state_key: Callable[[str], str]
 
     def reorder_incremental_state(self, incremental_state: Dict[str, State], new_order: Tensor):
         """Called by beam search: keep the rows ``new_order`` of everything that is cached."""

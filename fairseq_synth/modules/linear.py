@@ -34,8 +34,11 @@ def _is_amd() -> bool:
         return False
 
 
-def _autocast() -> bool:
-    return torch.is_autocast_enabled("cpu") if _AUTOCAST_TAKES_DEVICE else torch.is_autocast_cpu_enabled()
+def autocast(device: torch.device) -> bool:
+    """Whether PyTorch chooses the dtypes of products on this device now."""
+    if _AUTOCAST_TAKES_DEVICE:
+        return torch.is_autocast_enabled(device.type)
+    return torch.is_autocast_enabled() if device.type == "cuda" else torch.is_autocast_cpu_enabled()
 
 
 ENABLED = _wanted()
@@ -44,7 +47,7 @@ _AUTOCAST_TAKES_DEVICE = tuple(int(n) for n in torch.__version__.split(".")[:2])
 
 def is_faster(multiplications: int, *operands: Tensor) -> bool:
     """Whether :func:`product` is the better way to multiply these float32 matrices."""
-    if not ENABLED or multiplications < SMALLEST or _autocast():
+    if not ENABLED or multiplications < SMALLEST or autocast(_CPU):
         return False
     for x in operands:
         if x.dtype != torch.float32 or x.device != _CPU or type(x) not in _PLAIN:
@@ -102,3 +105,16 @@ def use_faster_linear(module: nn.Module) -> None:
     for part in module.modules():
         if type(part) is nn.Linear:
             part.__class__ = Linear
+
+
+def batch_product(x: Tensor, y: Tensor, out: Optional[Tensor] = None) -> Tensor:
+    """x (G x M x K) times y (G x K x N), any strides. out: G x M x N, or more dimensions of that size. No gradient."""
+    if is_faster(x.size(1) * x.size(2) * y.size(2) // 4, x, y):  # a loop costs more than a call
+        parts = [product(a, b.t()) for a, b in zip(x.unbind(0), y.unbind(0))]
+        if out is None:
+            return torch.stack(parts)
+        for place, part in zip(out.unbind(0), parts):
+            place.copy_(part.view_as(place))
+        return out
+    made = torch.bmm(x, y)  # writing to strided memory itself is slower
+    return made if out is None else out.copy_(made.view_as(out))

@@ -1,12 +1,12 @@
 """Mixtures of scorers (Tay et al. 2021, section 3.3): a learned convex combination, before the softmax."""
 
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fairseq_synth.modules.positions import Positions
-from fairseq_synth.modules.scorers.base import Scorer
+from fairseq_synth.modules.scorers.base import Logits, Scorer
 
 
 class Mixture(Scorer):
@@ -31,7 +31,28 @@ class Mixture(Scorer):
     def forward(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Tensor:
         alpha = self.weights().to(x.dtype)[..., None, None]
         logits = [a * scorer(x, q, k, positions) for a, scorer in zip(alpha, self.scorers)]
-        total = logits[0]
-        for other in logits[1:]:
-            total = total + other
-        return total
+        return _sum(logits)
+
+    def terms(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Logits:
+        """One product for the scorers that have one: their rows and columns side by side."""
+        rows, columns, biases = [], [], []
+        scorer: Any
+        for alpha, scorer in zip(self.weights().to(x.dtype)[..., None, None], self.scorers):
+            one = scorer.terms(x, q, k, positions)
+            if one.rows is not None:
+                rows.append(alpha * one.rows)
+                columns.append(one.columns)
+            if one.bias is not None:
+                biases.append(alpha * one.bias)
+        return Logits(_side_by_side(rows), _side_by_side(columns), _sum(biases) if biases else None)
+
+
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    total = terms[0]
+    for other in terms[1:]:
+        total = total + other
+    return total
+
+
+def _side_by_side(factors: Sequence[Tensor]) -> Optional[Tensor]:
+    return torch.cat(list(factors), dim=-1) if len(factors) > 1 else factors[0] if factors else None

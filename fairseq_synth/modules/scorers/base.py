@@ -5,7 +5,7 @@ Shapes: B batch, T queries, S keys, H heads, D head dim, C model dim, N maximum 
 """
 
 import math
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,17 @@ class ScorerConfig(NamedTuple):
         return self.inner_dim // self.num_heads
 
 
+class Logits(NamedTuple):
+    """rows @ columns^T + bias, where each half may be None.
+
+    rows: B x H x T x E; columns: B x H x S x E; bias: (B x) H x T x S.
+    """
+
+    rows: Optional[Tensor] = None
+    columns: Optional[Tensor] = None
+    bias: Optional[Tensor] = None
+
+
 class Scorer(nn.Module):
     """Base class. A subclass sets the flags and implements :meth:`forward`.
 
@@ -55,6 +66,11 @@ class Scorer(nn.Module):
         super().__init__()
         self.max_length: Optional[int] = config.max_length if "max_length" in self.options else None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls) and "terms" not in vars(cls):
+            cls.terms = Scorer.terms  # type: ignore[method-assign]  # those of a parent are of the parent's logits
+
     def forward(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Tensor:
         """Logits, before any mask.
 
@@ -62,6 +78,13 @@ class Scorer(nn.Module):
         k: B x H x S x D; both None unless ``needs_keys``. Returns (B x) H x T x S.
         """
         raise NotImplementedError
+
+    def terms(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Logits:
+        """The same logits before the product that makes them, where there is one; for shared positions only.
+
+        A causal attention then makes half of them, and a mixture makes those of all its scorers by one product.
+        """
+        return Logits(bias=self(x, q, k, positions))
 
 
 SCORERS: Dict[str, Type[Scorer]] = {}

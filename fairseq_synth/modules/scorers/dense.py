@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairseq_synth.modules.positions import Positions
-from fairseq_synth.modules.scorers.base import Scorer, ScorerConfig, register_scorer
+from fairseq_synth.modules.scorers.base import Logits, Scorer, ScorerConfig, register_scorer
 
 
 def hidden_layer(config: ScorerConfig, bias: bool = True) -> nn.Linear:
@@ -67,10 +67,22 @@ class DenseScorer(Scorer):
             self.bias = nn.Parameter(torch.zeros(config.num_heads, 1, config.max_length))
 
     def forward(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Tensor:
-        hidden = split_heads(torch.relu(self.hidden(x)), self.num_heads)
+        hidden = self._hidden(x)
         first, end = (positions.first, positions.end) if positions.key_index is None else (0, self.max_length)
         if self.bias is None:
             logits = torch.matmul(hidden, self.weight[..., first:end])
         else:
             logits = affine(hidden, self.weight[..., first:end], self.bias[..., first:end])
         return positions.columns(logits, first)
+
+    def terms(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Logits:
+        if positions.keys < self.weight.size(-2):  # then the logits are smaller than what makes them
+            return super().terms(x, q, k, positions)
+        rows, columns = self._hidden(x), self.weight[..., positions.first : positions.end]
+        if self.bias is not None:  # one more row of the weight, as in `affine`
+            rows = F.pad(rows, (0, 1), value=1.0)
+            columns = torch.cat([columns, self.bias[..., positions.first : positions.end]], dim=1)
+        return Logits(rows, columns.transpose(-2, -1).expand(*rows.shape[:2], -1, -1))
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        return split_heads(torch.relu(self.hidden(x)), self.num_heads)
