@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_synth.checks.case import Case
 from fairseq_synth.models.layers import SynthDecoder
@@ -51,6 +52,30 @@ def test_equals_pytorchs(calls, shape, bias):
     assert len(calls) == 3
     with torch.no_grad():
         assert torch.allclose(linear(*tensors), F.linear(*tensors), atol=1e-5)
+
+
+class Operands(TorchDispatchMode):
+    """Counts oneDNN's products, and those with an operand that is part of a larger tensor."""
+
+    products = strided = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "_linear_pointwise" in str(func):
+            self.products += 1
+            self.strided += not all(x.is_contiguous() or x.t().is_contiguous() for x in args[:2])
+        return func(*args, **(kwargs or {}))
+
+
+def test_onednn_gets_no_part_of_a_larger_tensor(calls):
+    """It would take a thousand times as long."""
+    torch.manual_seed(0)
+    large = torch.randn(3, 8, 16)
+    with Operands() as seen, torch.no_grad():
+        x = module.product(large[0, :, 4:9], large[1, :, 2:7])
+        y = module.batch_product(large[..., :6], large[..., 6:12].transpose(1, 2))
+    assert seen.products == 4 and seen.strided == 0
+    torch.testing.assert_close(x, large[0, :, 4:9] @ large[1, :, 2:7].t())
+    torch.testing.assert_close(y, torch.bmm(large[..., :6], large[..., 6:12].transpose(1, 2)))
 
 
 def test_strided_inputs(calls):
