@@ -1,10 +1,11 @@
-"""What the README says is run: its commands, its scorer, its table of scorers."""
+"""What the README says is run: its commands, its scorer, the formulas of its table of variants."""
 
 import re
 import shlex
 
 import pytest
 from conftest import REPOSITORY, TINY, USER_DIR, call_command, train_args, write_corpus
+from test_freezing import build
 
 from fairseq_synth.cli import main as synth_command
 from fairseq_synth.cli import own_options
@@ -33,6 +34,19 @@ def test_the_two_commands_exist():
     for start in (("bash", "examples/quickstart.sh"), ("bash", "user_dir_tests/run.sh")):
         assert (REPOSITORY / command(*start)[1]).is_file()
     assert "user_dir_tests/run.sh" in (REPOSITORY / ".ci" / "run").read_text()
+
+
+def test_links_lead_somewhere():
+    defined = re.findall(r"^\[(.+?)\]: http", README, re.M)
+    text = re.sub(r"^```.*?^```", "", README, flags=re.M | re.S)
+    used = set(re.findall(r"\[([^\[\]]+)\](?![(:])", re.sub(r"\[\d\](?=\[)|`[^`\n]*`", "", text)))
+    assert used and set(defined) == used
+    headings = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", README, re.M)}
+    for target in re.findall(r"\]\(([^)\s]+)\)", README):
+        if target.startswith("#"):
+            assert target[1:] in headings, target
+        elif not target.startswith("http"):
+            assert (REPOSITORY / target).exists(), target
 
 
 def test_train_and_generate_as_written(corpus, tmp_path):
@@ -107,6 +121,82 @@ def test_the_readme_names_everything(name):
     if name.endswith("layers-to-keep"):
         pytest.skip("fairseq's own option, of another type here")
     assert f"`{name}" in README
+
+
+# ------------------------------------------------------------------ the table of variants
+LETTERS = {"d": 12, "h": 3, "f": 10, "N": 6, "a": 2, "b": 3, "r": 5, "M": 7, "A": 6, "E": 8}
+WIDTHS = {"embed_dim": LETTERS["d"], "attention_heads": LETTERS["h"]}
+DOT = {"encoder_self_attention": "dot_product"}
+
+
+def variants():
+    """name -> cells of its row: name, what it computes, parameters, longest input, speed, paper."""
+    section = re.search(r"^## Variants\n(.*?)^## ", README, re.M | re.S).group(1)
+    rows = [row.strip("| ").split(" | ") for row in section.splitlines() if row.startswith("| `")]
+    return {re.match(r"`([\w+-]+)", cells[0]).group(1): cells for cells in rows}
+
+
+def written(name, index=0):
+    """The value of a formula in the row's cell of parameters, which says `2 d²` for 2 * d**2."""
+    formula = re.findall(r"`(.*?)`", variants()[name][2])[index].replace("²", "**2")
+    return eval(re.sub(r"(?<=[\w)])\s+(?=[\w(])", "*", formula), {}, LETTERS)
+
+
+def size(module, without=()):
+    return sum(p.numel() for name, p in module.named_parameters() if not name.startswith(without))
+
+
+def layer(**options):
+    """The encoder layer of a small model. The decoder has the maps, so that their length is never without effect."""
+    sizes = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in WIDTHS.items()}
+    model = build(**sizes, encoder_layers=1, decoder_layers=1, encoder_ffn_embed_dim=LETTERS["f"],
+                  synthesizer_max_length=LETTERS["N"], **options)  # fmt: skip
+    return model.encoder.layers[0]
+
+
+def logits(spec):
+    rank = {"synthesizer_rank": LETTERS["r"]} if "factorized_random" in spec else {}
+    return size(layer(encoder_self_attention=spec, **rank).self_attn, without=("v_proj.", "out_proj."))
+
+
+def stream_attention(**options):
+    return size(build("adaptive_span_lm", **WIDTHS, layers=1, attention_span=9, **options).decoder.layers[0].self_attn)
+
+
+def small_embedding():
+    sizes = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in WIDTHS.items()}
+    return size(build(**sizes, embedding_dim=LETTERS["E"]).encoder.embed_tokens, without=("embedding.",))
+
+
+MEASURED = {
+    **{name: lambda name=name: logits(name) for name in [*SCORERS, "random+dot_product"]},
+    "--encoder-adaptive-span": lambda: size(layer(encoder_adaptive_span=9, **DOT)) - size(layer(**DOT)),
+    "--persistent-memory": lambda: (
+        size(layer(persistent_memory=LETTERS["M"], keep_feed_forward=True, **DOT)) - size(layer(**DOT))
+    ),
+    "adaptive_span_lm": stream_attention,
+    "all_attention_lm_enwik8": lambda: stream_attention(persistent_memory=LETTERS["M"]),
+    "--encoder-attention-dim": lambda: size(layer(encoder_attention_dim=LETTERS["A"], **DOT).self_attn),
+    "--embedding-dim": small_embedding,
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_table_has_the_parameters_of(name):
+    assert MEASURED[name]() == written(name)
+
+
+def test_the_table_leaves_nothing_out():
+    formulas = {name for name, cells in variants().items() if "`" in cells[2]}
+    assert formulas == set(MEASURED)
+    for name, scorer in SCORERS.items():
+        assert (variants()[name][3] == "N") == ("max_length" in scorer.options)
+
+
+def test_the_feed_forward_that_persistent_memory_replaces():
+    memory = {"persistent_memory": LETTERS["M"], **DOT}
+    gone = size(layer(keep_feed_forward=True, **memory)) - size(layer(**memory))
+    assert gone == written("--persistent-memory", 1)
 
 
 def test_freezing_as_written(corpus, tmp_path, capsys):
