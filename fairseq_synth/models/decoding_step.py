@@ -20,6 +20,7 @@ from fairseq_synth.modules.attention import SynthAttention
 from fairseq_synth.modules.attention_step import SelfAttentionStep
 from fairseq_synth.modules.cross_attention import CrossAttention, CrossAttentionStep
 from fairseq_synth.modules.hypotheses import first_of_each, hypotheses
+from fairseq_synth.modules.linear import autocast
 
 STEP = "decoding step"  # key of an incremental state; made anew for every search
 Features = Tuple[Tensor, Dict[str, List[Optional[Tensor]]]]
@@ -30,7 +31,7 @@ def can_step(decoder: Any, tokens: Tensor, incremental_state: Dict[str, Any]) ->
     if torch.is_grad_enabled() or decoder.training:
         return False
     if STEP not in incremental_state:
-        incremental_state[STEP] = DecodingStep(decoder, tokens.size(0)) if _is_plain(decoder) else None
+        incremental_state[STEP] = DecodingStep(decoder, tokens.size(0)) if _is_plain(decoder, tokens.device) else None
     return incremental_state[STEP] is not None and not bool(tokens[:, -1].eq(decoder.padding_idx).any())
 
 
@@ -43,9 +44,9 @@ def once_per_sentence(decoder: Any, encoder_out: Any, incremental_state: Dict[st
     return first_of_each(encoder_out, each) if each > 1 else encoder_out
 
 
-def _is_plain(decoder: Any) -> bool:
+def _is_plain(decoder: Any, device: torch.device) -> bool:
     """Whether the decoder is of the parts that are repeated here, none of them changed."""
-    if decoder.quant_noise is not None or decoder.cross_self_attention or _autocast():
+    if decoder.quant_noise is not None or decoder.cross_self_attention or autocast(device):
         return False
     for module in decoder.modules():
         if module.training or (isinstance(module, FairseqDropout) and module.apply_during_inference):
@@ -58,10 +59,6 @@ def _is_plain_layer(layer: Any) -> bool:
         return False
     changed = [layer.c_attn, layer.attn_ln, layer.ffn_layernorm, layer.w_resid]
     return isinstance(layer.self_attn, SynthAttention) and not layer.onnx_trace and changed == [None] * 4
-
-
-def _autocast() -> bool:
-    return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
 
 
 class DecodingStep:
