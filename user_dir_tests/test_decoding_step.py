@@ -208,6 +208,13 @@ def test_a_decoder_that_is_not_plain(name, taken, monkeypatch):
     assert_equal(got, expected)
 
 
+def test_autocast_takes_the_general_way(taken):
+    model = Case("random", "decoder").model().float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        state = decode(model)[1]
+    assert taken["step"] == 0 and state[STEP] is None
+
+
 def test_gradients_take_the_general_way(taken):
     model, state = Case("dot_product", "decoder").model(), {}
     source, target = tokens((4, 4)), tokens((3, 3), seed=9)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fairseq_synth.checks import INVARIANTS, Case, check_one, run
 from fairseq_synth.checks.case import states
 from fairseq_synth.modules.scorers import SCORERS, Scorer, register_scorer
+from fairseq_synth.modules.scorers.base import Logits
 from fairseq_synth.modules.scorers.random import RandomScorer
 
 MIXTURES = ["random+dot_product", "dense+dot_product", "dense+random", "factorized_random+factorized_dense"]
@@ -161,9 +162,17 @@ class OverflowScorer(RandomScorer):
         return super().forward(x, q, k, positions) * 1e5 * 1e5 / 1e10
 
 
+class OtherTermsScorer(RandomScorer):
+    """The short way says something else than the reference."""
+
+    def terms(self, x, q, k, positions):
+        return Logits(bias=2 * self(x, q, k, positions))
+
+
 @pytest.mark.parametrize(
     "broken, caught",
     [
+        (OtherTermsScorer, {"reference", "padding", "cached", "generation"}),
         (SlotScorer, {"padding"}),
         (FirstRowScorer, {"cached", "reference"}),
         (NeighbourScorer, {"reference", "causality", "alone", "cached", "reorder"}),
