@@ -7,7 +7,7 @@ import torch
 
 from fairseq_synth.inspection.loading import open_checkpoint
 
-FOLDER = Path(__file__).parent / "checkpoints"
+FOLDER = Path(__file__).parent / "checkpoints_0_1"
 EXPECTED = torch.load(FOLDER / "expected.pt", weights_only=True)
 
 
