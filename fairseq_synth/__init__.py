@@ -28,6 +28,7 @@ compat.apply()
 # after compat: they register themselves
 from fairseq_synth.freezing import hooks  # noqa: E402
 from fairseq_synth.models import sequential_lm, transformer, transformer_lm  # noqa: E402,F401
+from fairseq_synth.optim import adagrad_tensor_clip  # noqa: E402,F401
 from fairseq_synth.tasks import streaming_lm  # noqa: E402,F401
 
 hooks.install()

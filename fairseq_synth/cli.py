@@ -7,10 +7,9 @@ import os
 import sys
 from typing import List, Optional, Tuple
 
-from fairseq_synth.commands.options import own_options
 from fairseq_synth.errors import UsageError
 
-__all__ = ["COMMANDS", "main", "own_options"]
+__all__ = ["COMMANDS", "main"]
 
 # In the order of the help. Each module has a function `register(commands)`: it adds its parser to `commands` (what
 # argparse's add_subparsers returns) and sets `run`, a function from the parsed arguments to the exit status.

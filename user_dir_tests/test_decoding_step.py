@@ -9,14 +9,13 @@ from fairseq.sequence_generator import SequenceGenerator
 from test_transformer_lm import synth as build_lm
 
 from fairseq_synth.checks.case import Case, dictionary, tokens
+from fairseq_synth.decoding.cross_attention import CrossAttention, CrossAttentionStep
+from fairseq_synth.decoding.self_attention import ROWS, SelfAttentionStep
+from fairseq_synth.decoding.sentences import SENTENCES, follow, owners
+from fairseq_synth.decoding.step import STEP, DecodingStep
 from fairseq_synth.models import layers as models
-from fairseq_synth.models.decoding_step import STEP, DecodingStep
-from fairseq_synth.modules import direct
-from fairseq_synth.modules.attention_step import ROWS, SelfAttentionStep
-from fairseq_synth.modules.cross_attention import CrossAttention, CrossAttentionStep
-from fairseq_synth.modules.decoding_state import ROOM, CachingAttention, Slots
-from fairseq_synth.modules.hypotheses import SENTENCES, follow, owners
-from fairseq_synth.modules.linear import Linear
+from fairseq_synth.modules.cache import ROOM, CachingAttention, Slots
+from fairseq_synth.modules.products import Linear
 from fairseq_synth.modules.scorers import SCORERS
 
 SPECS = sorted(SCORERS) + ["random+dot_product", "random+factorized_random", "dense+fixed_random+dot_product"]

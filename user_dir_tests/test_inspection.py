@@ -16,7 +16,7 @@ from fairseq_synth import compat
 from fairseq_synth.cli import main
 from fairseq_synth.inspection import environment, findings, scalars
 from fairseq_synth.inspection.loading import open_checkpoint
-from fairseq_synth.modules.mixture import Mixture
+from fairseq_synth.modules.scorers.mixture import Mixture
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from fairseq.modules.lightweight_convolution import LightweightConv
 from gemms import record, replay
 from torch import Tensor, nn
 
+from fairseq_synth.models.build_attention import build_attention
 from fairseq_synth.models.config import SynthTransformerFlatConfig, namespace, nested_config
-from fairseq_synth.models.layer_attention import build_attention
 from fairseq_synth.modules.scorers import SCORERS
-from fairseq_synth.modules.spec import parse_spec
+from fairseq_synth.modules.scorers.spec import parse_spec
 
 Shape = Tuple[int, int, int, int]
 # short and long sentences, at the widths of the tiny, the 256-dimensional and the base model

@@ -14,9 +14,8 @@ from language_model import SHARE, free_memory, refuse_beyond
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairseq_synth.modules import linear
 from fairseq_synth.modules.scorers import SCORERS
-from fairseq_synth.modules.spec import parse_spec
+from fairseq_synth.modules.scorers.spec import parse_spec
 
 STOCK, BARE = "flash", "one large product"
 LENGTHS: Dict[str, Tuple[int, ...]] = {

@@ -13,7 +13,7 @@ from models import build_for_generation, build_trainer, dictionary, precision, t
 
 from fairseq_synth.errors import UsageError
 from fairseq_synth.modules.scorers import SCORERS
-from fairseq_synth.modules.spec import parse_spec
+from fairseq_synth.modules.scorers.spec import parse_spec
 from fairseq_synth.modules.stream_memory import StreamMemory
 
 STOCK, SPAN = "transformer_lm", "adaptive_span"

@@ -14,7 +14,6 @@ from common import Results, Section, Settings, texts
 
 from fairseq_synth import compat
 from fairseq_synth.errors import UsageError
-from fairseq_synth.modules import linear
 
 
 def prepare(out: Path) -> None:

@@ -12,7 +12,7 @@ from fairseq_synth.errors import UsageError
 def register(commands: Any) -> None:
     from fairseq.dataclass.utils import gen_parser_from_dataclass
 
-    from fairseq_synth.models.config import SynthesizerConfig
+    from fairseq_synth.models.options import SynthesizerConfig
 
     command = commands.add_parser(
         "check",
@@ -42,7 +42,7 @@ def register(commands: Any) -> None:
 def run_check(args: argparse.Namespace) -> int:
     import fairseq_synth.models.transformer  # noqa: F401  (registers what the checks build)
     from fairseq_synth import checks
-    from fairseq_synth.modules.spec import parse_spec
+    from fairseq_synth.modules.scorers.spec import parse_spec
 
     for path in args.modules:
         _import_file(path)

@@ -1,44 +1,42 @@
 """Mixtures of scorers (Tay et al. 2021, section 3.3): a learned convex combination, before the softmax."""
 
-from typing import Any, Optional, Sequence
+from typing import Any, List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from fairseq_synth.modules.initial import ZEROS, Rule
 from fairseq_synth.modules.positions import Positions
-from fairseq_synth.modules.scorers.base import Logits, Scorer
+from fairseq_synth.modules.scorers.base import AttentionConfig, Scorer
+from fairseq_synth.modules.scorers.composite import CompositeScorer
+from fairseq_synth.modules.scorers.logits import Logits
 
 
-class Mixture(Scorer):
+class Mixture(CompositeScorer):
     """sum_i alpha_i S_i(X) with sum_i alpha_i = 1, one alpha per scorer and head; they start equal.
 
     ``mixture_logits``: K x H for K scorers, alpha = softmax over K.
     """
 
-    def __init__(self, scorers: Sequence[Scorer], num_heads: int):
-        nn.Module.__init__(self)
-        self.scorers = nn.ModuleList(scorers)
-        self.mixture_logits = nn.Parameter(torch.zeros(len(scorers), num_heads))
-        lengths = [s.max_length for s in scorers if s.max_length is not None]
-        self.max_length: Optional[int] = min(lengths) if lengths else None
-        self.uses_tokens = any(s.uses_tokens for s in scorers)
-        self.needs_keys = any(s.needs_keys for s in scorers)
+    def __init__(self, attention: AttentionConfig, scorers: Sequence[Scorer]):
+        super().__init__(attention, scorers)
+        self.mixture_logits = nn.Parameter(torch.zeros(len(scorers), attention.num_heads))
+
+    def rule(self, name: str) -> Rule:
+        return ZEROS
 
     def weights(self) -> Tensor:
         """alpha: K x H, non-negative, each column sums to 1."""
         return torch.softmax(self.mixture_logits.float(), dim=0)
 
-    def forward(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Tensor:
-        alpha = self.weights().to(x.dtype)[..., None, None]
-        logits = [a * scorer(x, q, k, positions) for a, scorer in zip(alpha, self.scorers)]
-        return _sum(logits)
-
-    def terms(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Logits:
+    def logits(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Logits:
         """One product for the scorers that have one: their rows and columns side by side."""
-        rows, columns, biases = [], [], []
+        rows: List[Tensor] = []
+        columns: List[Tensor] = []
+        biases: List[Tensor] = []
         scorer: Any
         for alpha, scorer in zip(self.weights().to(x.dtype)[..., None, None], self.scorers):
-            one = scorer.terms(x, q, k, positions)
+            one = scorer.logits(x, q, k, positions)
             if one.rows is not None:
                 rows.append(alpha * one.rows)
                 columns.append(one.columns)

@@ -11,7 +11,8 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 from torch import Tensor
 
-SENTENCES = "sentences"  # entry of the encoder's output: a list of one tensor, the sentence of every row (B)
+from fairseq_synth.modules.incremental_state import SENTENCES
+
 EncoderOut = Dict[str, List[Any]]
 
 
@@ -40,12 +41,12 @@ def first_of_each(encoder_out: EncoderOut, each: int) -> EncoderOut:
     return {**encoder_out, "encoder_out": states, "encoder_padding_mask": masks}
 
 
-def owners(sentences: int, each: int, device: torch.device) -> Tensor:
-    """The sentence of every row: N x X."""
+def rows_of(sentences: int, each: int, device: torch.device) -> Tensor:
+    """The sentence of every row where each has ``each`` of them: N x X."""
     return torch.arange(sentences, device=device).unsqueeze(1).repeat(1, each)
 
 
-def follow(order: Tensor, owner: Tensor) -> Tuple[Optional[Tensor], Tensor]:
+def follow_order(order: Tensor, owner: Tensor) -> Tuple[Optional[Tensor], Tensor]:
     """What rows ``order`` make of the sentences: which of them, and the new owners.
 
     Without sentences, nothing changes. Where rows of several sentences mix, every row becomes a sentence of its own.
@@ -57,4 +58,4 @@ def follow(order: Tensor, owner: Tensor) -> Tuple[Optional[Tensor], Tensor]:
     kept = sentences[::each]
     if order.numel() % each or not torch.equal(sentences, kept.repeat_interleave(each)):
         kept, each = sentences, 1
-    return kept, owners(kept.numel(), each, order.device)
+    return kept, rows_of(kept.numel(), each, order.device)

@@ -15,20 +15,20 @@ from fairseq.modules import FairseqDropout, SinusoidalPositionalEmbedding
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import Tensor
 
-from fairseq_synth.modules import direct
+from fairseq_synth.decoding import plain_modules
+from fairseq_synth.decoding.cross_attention import CrossAttention, CrossAttentionStep
+from fairseq_synth.decoding.self_attention import SelfAttentionStep
+from fairseq_synth.decoding.sentences import first_of_each, hypotheses
 from fairseq_synth.modules.attention import SynthAttention
-from fairseq_synth.modules.attention_step import SelfAttentionStep
-from fairseq_synth.modules.cross_attention import CrossAttention, CrossAttentionStep
-from fairseq_synth.modules.hypotheses import first_of_each, hypotheses
-from fairseq_synth.modules.linear import autocast
+from fairseq_synth.modules.incremental_state import STEP
+from fairseq_synth.modules.products import autocast
 
-STEP = "decoding step"  # key of an incremental state; made anew for every search
 Features = Tuple[Tensor, Dict[str, List[Optional[Tensor]]]]
 
 
 def can_step(decoder: Any, tokens: Tensor, incremental_state: Dict[str, Any]) -> bool:
     """Whether the step in the state, made here for the first token, may take the last of ``tokens`` (B x T)."""
-    if torch.is_grad_enabled() or decoder.training:
+    if not decoder.short_steps or torch.is_grad_enabled() or decoder.training:
         return False
     if STEP not in incremental_state:
         incremental_state[STEP] = DecodingStep(decoder, tokens.size(0)) if _is_plain(decoder, tokens.device) else None
@@ -55,7 +55,7 @@ def _is_plain(decoder: Any, device: torch.device) -> bool:
 
 
 def _is_plain_layer(layer: Any) -> bool:
-    if type(layer).forward is not TransformerDecoderLayerBase.forward or not direct.is_plain(layer):
+    if type(layer).forward is not TransformerDecoderLayerBase.forward or not plain_modules.is_plain(layer):
         return False
     changed = [layer.c_attn, layer.attn_ln, layer.ffn_layernorm, layer.w_resid]
     return isinstance(layer.self_attn, SynthAttention) and not layer.onnx_trace and changed == [None] * 4
@@ -68,17 +68,18 @@ class DecodingStep:
         self.decoder = decoder
         self.layers = [LayerStep(layer, rows) for layer in decoder.layers]
         self.begun = False
-        self.asks = any(layer.cross_step is None for layer in self.layers)  # for the encoder's output, at every step
-        self.layer_norm = None if decoder.layer_norm is None else direct.layer_norm(decoder.layer_norm)
-        self.output: direct.Function = decoder.output_layer
+        # at every step, not only at the first
+        self.needs_encoder_out = any(layer.cross_step is None for layer in self.layers)
+        self.layer_norm = None if decoder.layer_norm is None else plain_modules.layer_norm(decoder.layer_norm)
+        self.output: plain_modules.Function = decoder.output_layer
         if type(decoder).output_layer is TransformerDecoderBase.output_layer and decoder.adaptive_softmax is None:
-            self.output = direct.linear(decoder.output_projection, rows)
+            self.output = plain_modules.linear(decoder.output_projection, rows)
 
     def __call__(
         self, tokens: Tensor, encoder_out: Optional[Dict[str, List[Tensor]]], incremental_state: Dict[str, Any]
     ) -> Features:
         """tokens: B x T, the last of them new. Returns features B x 1 x C and what fairseq returns beside them."""
-        if self.asks or not self.begun:
+        if self.needs_encoder_out or not self.begun:
             encoder_out = once_per_sentence(self.decoder, encoder_out, incremental_state)
         x = self._embed(tokens, incremental_state)
         self.begun = True
@@ -122,13 +123,13 @@ class LayerStep:
     def __init__(self, layer: Any, rows: int):
         self.normalize_before, self.cross, self.cross_step = layer.normalize_before, layer.encoder_attn, None
         self.self_attention = SelfAttentionStep(layer.self_attn, rows)
-        self.self_attention_norm = direct.layer_norm(layer.self_attn_layer_norm)
+        self.self_attention_norm = plain_modules.layer_norm(layer.self_attn_layer_norm)
         if self.cross is not None:
-            self.cross_norm = direct.layer_norm(layer.encoder_attn_layer_norm)
-            if type(self.cross) is CrossAttention and direct.is_plain(self.cross):
+            self.cross_norm = plain_modules.layer_norm(layer.encoder_attn_layer_norm)
+            if type(self.cross) is CrossAttention and plain_modules.is_plain(self.cross):
                 self.cross_step = CrossAttentionStep(self.cross, rows)
-        self.fc1, self.fc2 = direct.linear(layer.fc1, rows), direct.linear(layer.fc2, rows)
-        self.activation, self.final_norm = layer.activation_fn, direct.layer_norm(layer.final_layer_norm)
+        self.fc1, self.fc2 = plain_modules.linear(layer.fc1, rows), plain_modules.linear(layer.fc2, rows)
+        self.activation, self.final_norm = layer.activation_fn, plain_modules.layer_norm(layer.final_layer_norm)
 
     def __call__(
         self, x: Tensor, encoder_out: Any, incremental_state: Dict[str, Any], need_weights: bool
@@ -147,7 +148,7 @@ class LayerStep:
     def _attend_to_source(
         self, x: Tensor, encoder_out: Any, incremental_state: Dict[str, Any], need_weights: bool
     ) -> Tuple[Tensor, Optional[Tensor]]:
-        if self.cross_step is not None and self.cross_step.has_begun(incremental_state):
+        if self.cross_step is not None and self.cross_step.has_keys(incremental_state):
             x, weights = self.cross_step(x, incremental_state)
             return x, weights.mean(dim=1).view(x.size(0), 1, -1) if need_weights else None
         (keys,), masks = encoder_out["encoder_out"], encoder_out["encoder_padding_mask"]

@@ -1,15 +1,9 @@
 """What an attention remembers between decoding steps, through fairseq's incremental-state API.
 
-Legend: B batch, S keys, t cached length, H heads, D head dim, C = H * D.
+One or many new tokens may arrive per call. The keys, their shapes and writers: incremental_state.py. A beam reorder is
+an ``index_select(0, order)`` of every entry.
 
-The cache of :class:`~fairseq_synth.modules.attention.SynthAttention`. One or many new tokens may arrive per call;
-nothing else survives between calls. A beam reorder is an ``index_select(0, order)`` of every entry.
-    prev_value             Slots
-    prev_key               Slots            only for scorers that need keys
-    prev_key_padding_mask  B x t, or None   True at pads
-    prev_dropped_pads      B, or None       adaptive span only: how many of the dropped slots were pads
-Of cross-attention (keys and values: B x H x S x D):
-    prev_query             B x t x 0        its shape counts the queries already answered
+Legend: B batch, S keys, t cached length, H heads, D head dim, C = H * D.
 """
 
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Union
@@ -18,12 +12,15 @@ import torch
 from fairseq.incremental_decoding_utils import with_incremental_state
 from torch import Tensor, nn
 
+from fairseq_synth.modules.incremental_state import DROPPED_PADS, KEYS, PADS, VALUES
+
 State = Dict[str, Any]
 ROOM = 16  # slots: buffers hold a multiple of it
 
 
-class Memory(NamedTuple):
-    """What the queries attend to. key, value: B x H x S x D; padding_mask: B x S or None; start: first query slot.
+class Cached(NamedTuple):
+    """What the queries attend to. key: B x h x S x D, of the heads that need keys; value: B x H x S x D; pads: B x S or
+    None; start: first query slot.
 
     dropped: how many slots stood before these, and are out of every head's reach; dropped_pads: how many of them
     were pads (B), or None where none was.
@@ -31,7 +28,7 @@ class Memory(NamedTuple):
 
     key: Optional[Tensor]
     value: Tensor
-    padding_mask: Optional[Tensor]
+    pads: Optional[Tensor]
     start: int
     dropped: int = 0
     dropped_pads: Optional[Tensor] = None
@@ -106,30 +103,30 @@ class Slots:
         return Slots(buffer, 0, length, self.dropped, [length])
 
 
-def extend(state: State, key: Optional[Tensor], value: Tensor, padding_mask: Optional[Tensor]) -> State:
-    """The state with what is new behind what is cached. key, value: T x B x C; padding_mask: B x T, or None."""
+def extend(state: State, key: Optional[Tensor], value: Tensor, pads: Optional[Tensor]) -> State:
+    """The state with what is new behind what is cached. key, value: T x B x C; pads: B x T, or None."""
     if not state:
-        state = {"prev_value": Slots.of(value), "prev_key_padding_mask": padding_mask}
-        return state if key is None else {**state, "prev_key": Slots.of(key)}
-    mask = _join_masks(state["prev_key_padding_mask"], padding_mask, len(state["prev_value"]), value)
-    state = {**state, "prev_value": state["prev_value"].append(value), "prev_key_padding_mask": mask}
-    return state if key is None else {**state, "prev_key": state["prev_key"].append(key)}
+        state = {VALUES: Slots.of(value), PADS: pads}
+        return state if key is None else {**state, KEYS: Slots.of(key)}
+    joined = _join_pads(state[PADS], pads, len(state[VALUES]), value)
+    state = {**state, VALUES: state[VALUES].append(value), PADS: joined}
+    return state if key is None else {**state, KEYS: state[KEYS].append(key)}
 
 
-def as_memory(state: State, heads: int, queries: int) -> Memory:
+def as_cached(state: State, heads: int, key_heads: int, queries: int) -> Cached:
     """What the last ``queries`` slots attend to."""
-    values, keys = state["prev_value"], state.get("prev_key")
-    return Memory(
-        None if keys is None else keys.heads(heads),
+    values, keys = state[VALUES], state.get(KEYS)
+    return Cached(
+        None if keys is None else keys.heads(key_heads),
         values.heads(heads),
-        state["prev_key_padding_mask"],
+        state[PADS],
         len(values) - queries,
         values.dropped,
-        state.get("prev_dropped_pads"),
+        state.get(DROPPED_PADS),
     )
 
 
-def _join_masks(old: Optional[Tensor], new: Optional[Tensor], cached: int, value: Tensor) -> Optional[Tensor]:
+def _join_pads(old: Optional[Tensor], new: Optional[Tensor], cached: int, value: Tensor) -> Optional[Tensor]:
     steps, batch = value.shape[:2]
     if new is not None and new.size(1) > steps:  # some callers pass the mask of the whole prefix
         return new[:, new.size(1) - cached - steps :]
@@ -140,22 +137,25 @@ def _join_masks(old: Optional[Tensor], new: Optional[Tensor], cached: int, value
     return torch.cat([old, new], dim=1)
 
 
-def forget(state: State, window: int) -> State:
-    """Drop slots at the left that no later query reaches: beyond ``window`` tokens, the query itself included."""
-    mask, pads = state["prev_key_padding_mask"], state.get("prev_dropped_pads")
-    slots = _droppable(mask, len(state["prev_value"]), window - 1)
-    if mask is not None:
-        gone = mask[:, :slots].sum(dim=1)
-        pads, mask = gone if pads is None else pads + gone, mask[:, slots:]
-    kept = {name: entry.drop(slots) for name, entry in state.items() if isinstance(entry, Slots)}
-    return {**kept, "prev_key_padding_mask": mask, "prev_dropped_pads": pads}
+def forget(state: State, window: Optional[int]) -> State:
+    """Drop slots at the left that no later query reaches: beyond ``window`` tokens (None: no limit), the query itself
+    included."""
+    pads = state[PADS]
+    slots = 0 if window is None else _droppable(pads, len(state[VALUES]), window - 1)
+    if not slots:
+        return state
+    kept = {name: entry.drop(slots) if isinstance(entry, Slots) else entry for name, entry in state.items()}
+    if pads is not None:
+        gone, before = pads[:, :slots].sum(dim=1), state.get(DROPPED_PADS)
+        kept.update({PADS: pads[:, slots:], DROPPED_PADS: gone if before is None else before + gone})
+    return kept
 
 
-def _droppable(padding_mask: Optional[Tensor], slots: int, tokens: int) -> int:
+def _droppable(pads: Optional[Tensor], slots: int, tokens: int) -> int:
     """How many of the first slots can go while every sentence keeps its last ``tokens`` tokens."""
-    if padding_mask is None or slots <= tokens:
+    if pads is None or slots <= tokens:
         return max(0, slots - tokens)
-    real = padding_mask.logical_not()
+    real = pads.logical_not()
     from_here_on = real.flip(1).long().cumsum(dim=1).flip(1)  # real tokens of the sentence, this one included
     needed = (real & (from_here_on <= tokens)).any(dim=0)
     return int(needed.long().cumsum(dim=0).eq(0).sum())

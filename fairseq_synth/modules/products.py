@@ -41,6 +41,19 @@ def autocast(device: torch.device) -> bool:
     return torch.is_autocast_enabled() if device.type == "cuda" else torch.is_autocast_cpu_enabled()
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype:
+    """What autocast makes of the operands of products on this device."""
+    if _AUTOCAST_TAKES_DEVICE:
+        return torch.get_autocast_dtype(device.type)
+    return torch.get_autocast_gpu_dtype() if device.type == "cuda" else torch.get_autocast_cpu_dtype()
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Softmaxes are taken in float32 at least, as in fairseq."""
+    return x.float() if x.dtype in HALF else x
+
+
+HALF = (torch.float16, torch.bfloat16)
 ENABLED = _wanted()
 _AUTOCAST_TAKES_DEVICE = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 4)
 
@@ -106,7 +119,11 @@ class Linear(nn.Linear):
 
 
 def use_faster_linear(module: nn.Module) -> None:
-    """Turn every plain ``nn.Linear`` inside a module into a :class:`Linear`, in place."""
+    """Turn every plain ``nn.Linear`` inside a module into a :class:`Linear`, in place.
+
+    The class of the living module is changed: fairseq builds these layers in a dozen places, ties their weights and
+    hangs hooks on them (quantization noise), all of which a module put in their place would have to repeat.
+    """
     for part in module.modules():
         if type(part) is nn.Linear:
             part.__class__ = Linear

@@ -1,7 +1,7 @@
-"""Softmax attention, forward and backward, in blocks of rows: what a causal row cannot see costs nothing.
+"""``blocks``: softmax attention, forward and backward, in blocks of rows: what a causal row cannot see costs nothing.
 
-The maths is that of :func:`fairseq_synth.modules.apply.attend`. Written out because autograd would multiply, mask and
-store both halves of every matrix, and pass over them once more for each operation.
+The maths is that of ``whole``. Written out because autograd would multiply, mask and store both halves of every matrix,
+and pass over them once more for each operation.
 
 Legend: B batch, T queries, S keys, H heads, D head dim, E inner size of the logits, C = H * D; G groups: the matrices
 of a batched product, one per sentence and head (B * H), or one per head (H) where logits are shared by the batch.
@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fairseq_synth.modules.linear import ENABLED, batch_product
-from fairseq_synth.modules.scorers.base import Logits
+from fairseq_synth.modules.products import ENABLED, batch_product, full_precision
+from fairseq_synth.modules.scorers.logits import Logits
+from fairseq_synth.modules.weighted_sum.case import Answer, Case, Way
 
 ROWS = 128 if ENABLED else 64  # of a block, about: smaller products would be slower than what they save
 MOST_BLOCKS = 8
@@ -29,28 +30,38 @@ class Rules(NamedTuple):
     dropout: float = 0.0
 
 
-def block_attention(logits: Logits, value: Tensor, rules: Rules, hidden: Optional[Tensor] = None) -> Tensor:
-    """Values B x H x S x D -> T x B x C. hidden: B x S, True at what no row may see.
+def takes(case: Case) -> bool:
+    """The gradient cannot be differentiated again."""
+    return case.plain and isinstance(case.logits, Logits)
+
+
+def attend(case: Case) -> Answer:
+    pads = None if case.causal else case.pads  # a causal row never reaches a pad at the right
+    rules = Rules(case.start, case.causal, case.dropout)
+    return block_attention(case.logits, case.value, rules, pads), None  # type: ignore[arg-type]
+
+
+def block_attention(logits: Logits, value: Tensor, rules: Rules, pads: Optional[Tensor] = None) -> Tensor:
+    """Values B x H x S x D -> T x B x C. pads: B x S, True at what no row may see.
 
     Logits that are nothing but an H x T x S bias make one product for the whole batch.
-    The gradient cannot be differentiated again.
     """
-    return _BlockAttention.apply(*logits, value, hidden, rules)
+    return _BlockAttention.apply(*logits, value, pads, rules)
 
 
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Any, columns: Any, bias: Any, value: Tensor, hidden: Any, rules: Rules) -> Tensor:
+    def forward(ctx: Any, rows: Any, columns: Any, bias: Any, value: Tensor, pads: Any, rules: Rules) -> Tensor:
         logits, (batch, heads, keys, size) = Logits(rows, columns, bias), value.shape
         steps = (bias if rows is None else rows).size(-2)
-        ctx.shared = rows is None and bias.dim() == 3 and hidden is None
+        ctx.shared = rows is None and bias.dim() == 3 and pads is None
         ctx.blocks = _blocks(steps, keys, rules, value.is_cuda)
         values = _join(value, ctx.shared)
         out = value.new_empty(steps, batch, heads, size)
         by_group = out.permute(2, 0, 1, 3) if ctx.shared else _by_group(out)
         saved: List[Tensor] = []
         for first, last, end in ctx.blocks:
-            scores = _scores(logits, (first, last, end), 1 if ctx.shared else batch, rules, hidden)
+            scores = _scores(logits, (first, last, end), 1 if ctx.shared else batch, rules, pads)
             weights = torch.softmax(scores, dim=-1)
             kept = F.dropout(torch.ones_like(weights), rules.dropout) if rules.dropout else None
             batch_product(_dropped(weights, kept, value.dtype), _part(values, 0, end), out=_part(by_group, first, last))
@@ -108,7 +119,7 @@ def _blocks(steps: int, keys: int, rules: Rules, on_gpu: bool) -> List[Block]:
     return [(first, last, rules.start + last if rules.causal else keys) for first, last in blocks]
 
 
-def _scores(logits: Logits, block: Block, count: int, rules: Rules, hidden: Optional[Tensor]) -> Tensor:
+def _scores(logits: Logits, block: Block, count: int, rules: Rules, pads: Optional[Tensor]) -> Tensor:
     """Masked logits of a block, in float32 at least: G x rows x end, a tensor of its own. count: G / H."""
     first, last, end = block
     bias: Any = None if logits.bias is None else logits.bias[..., first:last, :end]
@@ -123,15 +134,10 @@ def _scores(logits: Logits, block: Block, count: int, rules: Rules, hidden: Opti
         # adding takes a quarter of the time of masked_fill_
         future = torch.full((last - first, last - first), float("-inf"), dtype=scores.dtype, device=scores.device)
         scores[..., rules.start + first :].add_(future.triu_(1))
-    if hidden is not None:
+    if pads is not None:
         # the lowest number, not -inf: a row that sees only pads (it is one itself) stays finite
-        scores.masked_fill_(hidden[:, None, None, :end], torch.finfo(scores.dtype).min)
+        scores.masked_fill_(pads[:, None, None, :end], torch.finfo(scores.dtype).min)
     return scores.flatten(0, 1)
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """The softmax is taken in float32 at least, as in fairseq."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _dropped(weights: Tensor, kept: Optional[Tensor], dtype: torch.dtype) -> Tensor:
@@ -187,3 +193,6 @@ def _by_group(x: Tensor) -> Tensor:
 def _part(x: Tensor, first: int, end: int) -> Tensor:
     """x[:, first:end], without the operation where that is everything."""
     return x if end - first == x.size(1) else x[:, first:end]
+
+
+WAY = Way("blocks", takes, attend)

@@ -1,8 +1,8 @@
-"""Modules as plain functions, for the steps of a search: at one token per row, the ways around a product cost as much
-as the product.
+"""Modules as plain functions, for the steps of a search: for one token per row, what surrounds a matrix product in
+PyTorch costs as much as the product.
 
 A function is taken from a module once per search, and holds for as long as the module's parameters stay where they
-are. Modules that are more than they seem (hooks, subclasses, a ``forward`` of their own) are called as they are.
+are. Modules with hooks, of a subclass, or with a ``forward`` of their own are called as they are.
 """
 
 from typing import Any, Callable, Iterable, Optional, Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairseq_synth.modules.linear import SMALLEST, Linear, is_faster, product
+from fairseq_synth.modules.products import SMALLEST, Linear, is_faster, product
 
 Function = Callable[[Tensor], Tensor]
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")

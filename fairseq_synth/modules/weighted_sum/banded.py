@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fairseq_synth.modules.products import full_precision
+
 # queries per chunk: a larger chunk has larger matrix products but computes more outside the band (measured)
 CHUNK, LONG_CHUNK, LONG_WINDOW = 64, 128, 1024
 
@@ -37,7 +39,7 @@ def banded_attention(
     position: Tensor,
     log_mask: Tensor,
     memory: Optional[Tuple[Tensor, Tensor]] = None,
-    hidden: Optional[Tensor] = None,
+    pads: Optional[Tensor] = None,
     dropout: float = 0.0,
     chunk: Optional[int] = None,
 ) -> Tensor:
@@ -49,7 +51,7 @@ def banded_attention(
         position: W x D, from the farthest distance (row 0 is distance W) to the nearest, for all heads.
         log_mask: H x r, added to the r farthest distances; nearer ones have mask 1.
         memory: keys and values that all queries see, each H x N x D.
-        hidden: B x (W + T - 1), True at rows that nobody may see. A query that sees nothing gets zeros.
+        pads: B x (W + T - 1), True at rows that nobody may see. A query that sees nothing gets zeros.
         dropout: on the weights.
         chunk: queries computed at once (default: by the window).
 
@@ -65,7 +67,7 @@ def banded_attention(
         log_mask,
         memory_key,
         memory_value,
-        hidden,
+        pads,
         dropout,
         chunk or chunk_size(position.size(0)),
     )
@@ -74,14 +76,14 @@ def banded_attention(
 class _BandedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query, key, value, position, log_mask, memory_key, memory_value, hidden, dropout: float, chunk: int
+        ctx: Any, query, key, value, position, log_mask, memory_key, memory_value, pads, dropout: float, chunk: int
     ) -> Tensor:
         out = _empty_rows(query)
         keep_weights = any(ctx.needs_input_grad)
         weights: List[Tensor] = []
         for start in range(0, query.size(1), chunk):
             q, k = _chunk(query, key, start, chunk, position.size(0))
-            p = _weights(q, k, position, log_mask, memory_key, _hidden_chunk(hidden, k, start))
+            p = _weights(q, k, position, log_mask, memory_key, _pads_chunk(pads, k, start))
             dropped, kept = _drop(p, dropout)
             y = torch.bmm(dropped.context, value[:, start : start + k.size(1)])
             if dropped.memory is not None:
@@ -157,7 +159,7 @@ class _Gradients:
 
 
 # ---------------------------------------------------------------------------------------------- forward, one chunk
-def _weights(q, k, position, log_mask, memory_key, hidden: Optional[Tensor]) -> _Weights:
+def _weights(q, k, position, log_mask, memory_key, pads: Optional[Tensor]) -> _Weights:
     logits = torch.bmm(q, k.transpose(1, 2))
     window, far = position.size(0), log_mask.size(1)
     band = _band(logits, window)
@@ -165,20 +167,19 @@ def _weights(q, k, position, log_mask, memory_key, hidden: Optional[Tensor]) -> 
     if far:
         band[..., :far] += log_mask.to(logits.dtype).repeat(q.size(0) // log_mask.size(0), 1).unsqueeze(1)
     _hide_outside(logits, window)
-    if hidden is not None:
+    if pads is not None:
         # not -inf: a row without any visible key stays finite, and is set to zero below
-        logits.masked_fill_(hidden, torch.finfo(logits.dtype).min)
+        logits.masked_fill_(pads, torch.finfo(logits.dtype).min)
     if memory_key is None:
         p, p_memory = _softmax(logits), None
     else:
         both = _softmax(torch.cat([logits, _per_head(q, memory_key.transpose(1, 2))], dim=-1))
         p, p_memory = both.split([logits.size(-1), memory_key.size(1)], dim=-1)
-    return _Weights(p if hidden is None else p.masked_fill(hidden, 0), p_memory)
+    return _Weights(p if pads is None else p.masked_fill(pads, 0), p_memory)
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    """Taken in float32 at least."""
-    return torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(logits.dtype)
+    return torch.softmax(full_precision(logits), dim=-1).to(logits.dtype)
 
 
 def _softmax_backward(p: Tensor, d_p: Tensor, delta: Tensor) -> Tensor:
@@ -222,11 +223,11 @@ def _chunk(query: Tensor, key: Tensor, start: int, chunk: int, window: int) -> T
     return q, key[:, start : start + window + q.size(1) - 1]
 
 
-def _hidden_chunk(hidden: Optional[Tensor], k: Tensor, start: int) -> Optional[Tensor]:
+def _pads_chunk(pads: Optional[Tensor], k: Tensor, start: int) -> Optional[Tensor]:
     """G x 1 x L, or None where everything is visible."""
-    if hidden is None:
+    if pads is None:
         return None
-    part = hidden[:, start : start + k.size(1)]
+    part = pads[:, start : start + k.size(1)]
     return part.repeat_interleave(k.size(0) // part.size(0), dim=0).unsqueeze(1)
 
 

@@ -7,14 +7,13 @@ import math
 from typing import Any, Optional, Tuple
 
 import torch
+from fairseq import utils
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
-from fairseq_synth.modules import direct
-from fairseq_synth.modules.hypotheses import follow, owners
-
-# entry of the state beside fairseq's own: the sentence of every row, B x X, where there are more rows than sentences
-OWNERS = "owners"
+from fairseq_synth.decoding import plain_modules
+from fairseq_synth.decoding.sentences import follow_order, rows_of
+from fairseq_synth.modules.incremental_state import KEYS, OWNERS, PADS, VALUES
 
 
 class CrossAttention(MultiheadAttention):
@@ -51,21 +50,21 @@ class CrossAttention(MultiheadAttention):
 
     def _note_owners(self, rows: int, incremental_state: Optional[Any]) -> None:
         state = self._get_input_buffer(incremental_state)
-        if "prev_key" in state and rows != state["prev_key"].size(0):
-            sentences = state["prev_key"].size(0)
-            state[OWNERS] = owners(sentences, rows // sentences, state["prev_key"].device)
+        if KEYS in state and rows != state[KEYS].size(0):
+            sentences = state[KEYS].size(0)
+            state[OWNERS] = rows_of(sentences, rows // sentences, state[KEYS].device)
 
     def rows_per_sentence(self, incremental_state: Any) -> Optional[int]:
         """X; None before there is a state."""
         state = self._get_input_buffer(incremental_state)
-        return (state[OWNERS].size(1) if OWNERS in state else 1) if "prev_key" in state else None
+        return (state[OWNERS].size(1) if OWNERS in state else 1) if KEYS in state else None
 
     def reorder_incremental_state(self, incremental_state: Any, new_order: Tensor) -> Any:
         """As fairseq's; where rows share a sentence, only the sentences that are left are kept."""
         state = self._get_input_buffer(incremental_state)
         if OWNERS not in state:
             return super().reorder_incremental_state(incremental_state, new_order)
-        sentences, owner = follow(new_order, state[OWNERS])
+        sentences, owner = follow_order(new_order, state[OWNERS])
         if sentences is not None:
             entries = {name: entry for name, entry in state.items() if name != OWNERS}
             state = {k: None if v is None else v.index_select(0, sentences) for k, v in entries.items()}
@@ -77,7 +76,7 @@ class CrossAttention(MultiheadAttention):
         plain = self.bias_k is None and not self.add_zero_attn and not self.dropout_module.apply_during_inference
         if not plain or self.training or incremental_state is None or torch.is_grad_enabled():
             return False
-        return "prev_key" in self._get_input_buffer(incremental_state)
+        return KEYS in self._get_input_buffer(incremental_state)
 
 
 class CrossAttentionStep:
@@ -87,35 +86,35 @@ class CrossAttentionStep:
         self.key = attention._get_full_incremental_state_key("attn_state")
         self.scaling = attention.scaling
         self.cached: Any = None  # the keys that the rest was made from
-        self.project_query = direct.linear(attention.q_proj, rows)
-        self.project_out = direct.linear(attention.out_proj, rows)
+        self.project_query = plain_modules.linear(attention.q_proj, rows)
+        self.project_out = plain_modules.linear(attention.out_proj, rows)
 
-    def has_begun(self, incremental_state: Any) -> bool:
+    def has_keys(self, incremental_state: Any) -> bool:
         """Whether keys and values are there."""
-        return "prev_key" in incremental_state.get(self.key, ())
+        return KEYS in incremental_state.get(self.key, ())
 
     def __call__(self, x: Tensor, incremental_state: Any) -> Tuple[Tensor, Tensor]:
         """x: B X x C, one query per hypothesis. Returns B X x C, and the weights B x H x X x S."""
         state = incremental_state[self.key]
-        if self.cached is not state["prev_key"]:  # a new search, or sentences have left
-            self.cached = state["prev_key"]
-            self._prepare(state["prev_value"], state.get("prev_key_padding_mask"))
+        if self.cached is not state[KEYS]:  # a new search, or sentences have left
+            self.cached = state[KEYS]
+            self._prepare(state[VALUES], state.get(PADS))
         sentences, heads, slots, size = self.cached.shape
         queries = self.project_query(x).view(sentences, -1, heads, size).transpose(1, 2)
         queries = queries.reshape(sentences * heads, -1, size)
-        if self.hidden is None:
+        if self.mask is None:
             logits = torch.bmm(queries, self.keys)
         else:
-            logits = torch.baddbmm(self.hidden, queries, self.keys)
-        weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(logits.dtype)  # as in fairseq
+            logits = torch.baddbmm(self.mask, queries, self.keys)
+        weights = utils.softmax(logits, dim=-1).to(logits.dtype)  # fairseq's, as in the general way
         attended = torch.bmm(weights, self.values).view(sentences, heads, -1, size)
         attended = attended.transpose(1, 2).reshape(x.size(0), -1)
         return self.project_out(attended), weights.view(sentences, heads, -1, slots)
 
-    def _prepare(self, values: Tensor, mask: Optional[Tensor]) -> None:
+    def _prepare(self, values: Tensor, pads: Optional[Tensor]) -> None:
         """What all steps share: scaled keys (B H x D x S), values (B H x S x D), and -inf at pads (B H x 1 x S)."""
         self.keys = (self.cached * self.scaling).flatten(0, 1).transpose(1, 2)
-        self.values, self.hidden = values.flatten(0, 1), None
-        if mask is not None and bool(mask.any()):
-            hidden = values.new_zeros(mask.shape).masked_fill(mask.bool(), -math.inf)
-            self.hidden = hidden.repeat_interleave(values.size(1), dim=0).unsqueeze(1)
+        self.values, self.mask = values.flatten(0, 1), None
+        if pads is not None and bool(pads.any()):
+            at_pads = values.new_zeros(pads.shape).masked_fill(pads.bool(), -math.inf)
+            self.mask = at_pads.repeat_interleave(values.size(1), dim=0).unsqueeze(1)
