@@ -6,22 +6,24 @@ import os
 import sys
 from typing import Any
 
+import fairseq_synth
 from fairseq_synth.errors import UsageError
 
+NAME = "check"
+HELP = "run the invariants on an attention, your own scorers included"
+ORDER = 20
 
-def register(commands: Any) -> None:
+
+def register(parser: argparse.ArgumentParser) -> None:
+    fairseq_synth.setup()
     from fairseq.dataclass.utils import gen_parser_from_dataclass
 
     from fairseq_synth.models.config import SynthesizerConfig
 
-    command = commands.add_parser(
-        "check",
-        usage="fairseq-synth check SPEC [options]",  # argparse cannot wrap the one it would make
-        help="run the invariants on an attention, your own scorers included",
-        description="Padding, causality, cached decoding, beam reorder, gradients: every invariant on SPEC.",
-    )
-    command.add_argument("spec", metavar="SPEC", help="a scorer or a mixture, for example random+dot_product")
-    command.add_argument(
+    parser.usage = "fairseq-synth check SPEC [options]"  # argparse cannot wrap the one it would make
+    parser.description = "Padding, causality, cached decoding, beam reorder, gradients: every invariant on SPEC."
+    parser.add_argument("spec", metavar="SPEC", help="a scorer or a mixture, for example random+dot_product")
+    parser.add_argument(
         "--import",
         dest="modules",
         metavar="FILE",
@@ -29,18 +31,16 @@ def register(commands: Any) -> None:
         default=[],
         help="Python file that registers scorers of your own (may be given more than once)",
     )
-    command.add_argument(
+    parser.add_argument(
         "--side",
         choices=("encoder", "decoder", "cross"),
         action="append",
         help="check this place only (default: all three)",
     )
-    gen_parser_from_dataclass(command, SynthesizerConfig(), delete_default=True, with_prefix="--synthesizer")
-    command.set_defaults(run=run_check)
+    gen_parser_from_dataclass(parser, SynthesizerConfig(), delete_default=True, with_prefix="--synthesizer")
 
 
-def run_check(args: argparse.Namespace) -> int:
-    import fairseq_synth.models.transformer  # noqa: F401  (registers what the checks build)
+def run(args: argparse.Namespace) -> int:
     from fairseq_synth import checks
     from fairseq_synth.modules.spec import parse_spec
 

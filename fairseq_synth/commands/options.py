@@ -6,14 +6,21 @@ import sys
 import textwrap
 from typing import Any, List, Tuple
 
+import fairseq_synth
+from fairseq_synth.errors import option_name
 
-def register(commands: Any) -> None:
-    command = commands.add_parser("options", help="list the architectures, scorers and options of this plugin")
-    command.set_defaults(run=run_options)
+NAME = "options"
+HELP = "list the architectures, scorers and options of this plugin"
+ORDER = 10
 
 
-def run_options(args: argparse.Namespace) -> int:
+def register(parser: argparse.ArgumentParser) -> None:
+    """It has no arguments."""
+
+
+def run(args: argparse.Namespace) -> int:
     """What ``fairseq-train --help`` leaves out."""
+    fairseq_synth.setup()
     from fairseq_synth.models.config import SynthTransformerFlatConfig
     from fairseq_synth.models.sequential_lm import PRESETS as SEQUENTIAL
     from fairseq_synth.models.sequential_lm import SequentialLMConfig
@@ -35,8 +42,7 @@ def run_options(args: argparse.Namespace) -> int:
     print("\nTheir options:")
     for field in dataclasses.fields(SequentialLMConfig):
         if field.name != "_name":
-            flag = "--" + field.name.replace("_", "-")
-            _print_item(f"{flag}  (default: {field.default})", field.metadata["help"])
+            _print_item(f"{option_name(field.name)}  (default: {field.default})", field.metadata["help"])
     return 0
 
 
@@ -49,7 +55,7 @@ def own_options(flat: Any) -> List[Tuple[str, Any]]:
         inner = getattr(field.type, "__dataclass_fields__", None)
         theirs |= {field.name} if inner is None else {f"{field.name}_{name}" for name in inner}
     fields = [f for f in dataclasses.fields(flat) if f.name not in theirs and f.name != "_name"]
-    return [("--" + f.name.replace("_", "-"), f) for f in fields]
+    return [(option_name(f.name), f) for f in fields]
 
 
 def _print_item(title: str, text: str) -> None:
