@@ -7,8 +7,9 @@ import os
 import pytest
 import torch
 
-from fairseq_synth.averaging import average_checkpoints
-from fairseq_synth.cli import main, own_options
+from fairseq_synth import checkpoints
+from fairseq_synth.cli import main
+from fairseq_synth.commands.options import own_options
 from fairseq_synth.models.config import SynthTransformerFlatConfig
 from fairseq_synth.modules.scorers import SCORERS
 
@@ -99,7 +100,7 @@ def test_average_is_the_mean_and_keeps_what_is_equal(tmp_path):
         state = {"w": torch.full((4,), float(i)), "map": fixed, "flag": torch.tensor([True]), "n": torch.tensor([i])}
         paths.append(str(tmp_path / f"{i}.pt"))
         torch.save({"model": state, "cfg": {"x": i}}, paths[-1])
-    average_checkpoints(paths, str(tmp_path / "mean.pt"))
+    checkpoints.average(paths, str(tmp_path / "mean.pt"))
     got = torch.load(tmp_path / "mean.pt", weights_only=True)
     assert torch.equal(got["model"]["w"], torch.ones(4)) and got["cfg"] == {"x": 2}
     assert torch.equal(got["model"]["map"], fixed), "a fixed map must not move by an ulp"

@@ -14,6 +14,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 
 from fairseq_synth import compat
 from fairseq_synth.cli import main
+from fairseq_synth.errors.installation import explain_import
 from fairseq_synth.inspection import environment, findings, scalars
 from fairseq_synth.inspection.loading import open_checkpoint
 from fairseq_synth.modules.scorers.mixture import Mixture
@@ -108,7 +109,7 @@ def test_a_seed_in_place_of_frozen_tensors(corpus, tmp_path, capsys):
 
 
 def test_sixteen_heads_take_two_lines(capsys):
-    from fairseq_synth.inspection.inspect import _numbers
+    from fairseq_synth.commands.inspect import _numbers
 
     lines = list(_numbers("layer 0", 10, [f"{n:9,.1f}" for n in range(16)]))
     assert len(lines) == 3 and max(map(len, lines)) <= 80
@@ -194,7 +195,7 @@ def test_what_is_missing(monkeypatch):
     ],
 )
 def test_why_fairseq_cannot_be_imported(error, says):
-    line = environment.explain_import(error)
+    line = explain_import(error)
     assert says in line and "\n" not in line and "pip install" in line
 
 

@@ -8,7 +8,7 @@ from conftest import REPOSITORY, TINY, USER_DIR, call_command, train_args, write
 from test_freezing import build
 
 from fairseq_synth.cli import main as synth_command
-from fairseq_synth.cli import own_options
+from fairseq_synth.commands.options import own_options
 from fairseq_synth.models.config import SynthTransformerFlatConfig
 from fairseq_synth.models.transformer import PRESETS
 from fairseq_synth.models.transformer_lm import PRESETS as LM_PRESETS

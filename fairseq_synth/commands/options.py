@@ -6,14 +6,21 @@ import sys
 import textwrap
 from typing import Any
 
+import fairseq_synth
+from fairseq_synth.errors import option_name
 
-def register(commands: Any) -> None:
-    command = commands.add_parser("options", help="list the architectures, scorers and options of this plugin")
-    command.set_defaults(run=run_options)
+NAME = "options"
+HELP = "list the architectures, scorers and options of this plugin"
+ORDER = 10
 
 
-def run_options(args: argparse.Namespace) -> int:
+def register(parser: argparse.ArgumentParser) -> None:
+    """It has no arguments."""
+
+
+def run(args: argparse.Namespace) -> int:
     """What ``fairseq-train --help`` leaves out."""
+    fairseq_synth.setup()
     from fairseq_synth.models.config import SynthTransformerFlatConfig, own_options
     from fairseq_synth.models.presets import PRESETS
     from fairseq_synth.models.sequential_lm import SequentialLMConfig
@@ -40,7 +47,7 @@ def run_options(args: argparse.Namespace) -> int:
 
 
 def _print_option(field: Any) -> None:
-    _print_item(f"--{field.name.replace('_', '-')}  (default: {field.default})", field.metadata["help"])
+    _print_item(f"{option_name(field.name)}  (default: {field.default})", field.metadata["help"])
 
 
 def _print_item(title: str, text: str) -> None:

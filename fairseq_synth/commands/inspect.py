@@ -1,34 +1,35 @@
 """``fairseq-synth inspect``: what is in a checkpoint."""
 
 import argparse
+import json
 import textwrap
 from typing import Any, Dict, Iterator, List
+
+import fairseq_synth
+from fairseq_synth.errors import UsageError
+
+NAME = "inspect"
+HELP = "architecture, parameters, spans, mixture weights and frozen parts of a checkpoint"
+ORDER = 70
 
 WIDTH = 80
 
 
-def register(commands: Any) -> None:
-    command = commands.add_parser(
-        "inspect",
-        help="architecture, parameters, spans, mixture weights and frozen parts of a checkpoint",
-        description="Shared parameters count once. Spans are in tokens.",
-    )
-    command.add_argument("checkpoint", metavar="CKPT", help="a checkpoint that fairseq-train wrote")
-    command.add_argument("--all", action="store_true", help="a line for every parameter: name, shape, trainable")
-    command.add_argument("--json", action="store_true", help="everything as JSON (the parameters one by one too)")
-    command.add_argument("--user-dir", metavar="DIR", help="another plugin, if the model comes from one")
-    command.set_defaults(run=run_inspect)
+def register(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Shared parameters count once. Spans are in tokens."
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint that fairseq-train wrote")
+    parser.add_argument("--all", action="store_true", help="a line for every parameter: name, shape, trainable")
+    parser.add_argument("--json", action="store_true", help="everything as JSON (the parameters one by one too)")
+    parser.add_argument("--user-dir", metavar="DIR", help="another plugin, if the model comes from one")
 
 
-def run_inspect(args: argparse.Namespace) -> int:
-    import json
-
-    from fairseq_synth.errors import UsageError
+def run(args: argparse.Namespace) -> int:
+    if args.json and args.all:
+        raise UsageError("--all: has no effect with --json, which holds every parameter; drop one")
+    fairseq_synth.setup()
     from fairseq_synth.inspection.loading import open_checkpoint
     from fairseq_synth.inspection.summary import summary
 
-    if args.json and args.all:
-        raise UsageError("--all: has no effect with --json, which holds every parameter; drop one")
     found = summary(open_checkpoint(args.checkpoint, user_dir=args.user_dir))
     if args.json:
         print(json.dumps(found, indent=1, default=str))

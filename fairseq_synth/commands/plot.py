@@ -6,40 +6,43 @@ import os
 import sys
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
+import fairseq_synth
 from fairseq_synth.errors import UsageError
+from fairseq_synth.files import whole_file
+
+NAME = "plot"
+HELP = "pictures of spans, mixture weights, random maps and attention"
+ORDER = 80
 
 SHOWN, LINES = 64, 4  # positions of a map, lines of a text
 
 
-def register(commands: Any) -> None:
-    command = commands.add_parser(
-        "plot",
-        help="pictures of spans, mixture weights, random maps and attention",
-        description="Draws what the checkpoint has: adaptive spans (spans.png), mixture weights through depth "
+def register(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Draws what the checkpoint has: adaptive spans (spans.png), mixture weights through depth "
         "(mixture.png), random and factorized maps (map-*.png, maps.npz); with --text the attention of all layers "
-        "and heads to its lines (attention-*.png, attention-*.npz).",
+        "and heads to its lines (attention-*.png, attention-*.npz)."
     )
-    command.add_argument("checkpoint", metavar="CKPT", help="a checkpoint that fairseq-train wrote")
-    command.add_argument("--out", metavar="DIR", required=True, help="folder for the pictures (made if missing)")
-    command.add_argument(
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint that fairseq-train wrote")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder for the pictures (made if missing)")
+    parser.add_argument(
         "--length", type=int, metavar="L", help=f"positions of a random map to show (default: up to {SHOWN})"
     )
-    command.add_argument("--text", metavar="FILE", help="lines to read, cut into tokens as the training data was")
-    command.add_argument("--target", metavar="FILE", help="their translations (default: the model's, beam 5)")
-    command.add_argument(
-        "--lines", type=int, metavar="N", help=f"how many lines of --text (default: the first {LINES})"
-    )
-    command.add_argument("--data", metavar="DIR", help="the folder of its dict.*.txt (default: that of the training)")
-    command.add_argument("--user-dir", metavar="DIR", help="another plugin, if the model comes from one")
-    command.set_defaults(run=run_plot)
+    parser.add_argument("--text", metavar="FILE", help="lines to read, cut into tokens as the training data was")
+    parser.add_argument("--target", metavar="FILE", help="their translations (default: the model's, beam 5)")
+    parser.add_argument("--lines", type=int, metavar="N", help=f"how many lines of --text (default: the first {LINES})")
+    parser.add_argument("--data", metavar="DIR", help="the folder of its dict.*.txt (default: that of the training)")
+    parser.add_argument("--user-dir", metavar="DIR", help="another plugin, if the model comes from one")
 
 
-def run_plot(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     from fairseq_synth.inspection import figures
-    from fairseq_synth.inspection.loading import open_checkpoint
 
     _check_options(args)
     figures.require_matplotlib()
+    fairseq_synth.setup()
+    from fairseq_synth.inspection.loading import open_checkpoint
+
     opened = open_checkpoint(args.checkpoint, args.text is not None, args.data, args.user_dir)
     lines = _lines(args, opened)
     learned = list(_learned(args, opened))
@@ -122,9 +125,8 @@ def save_arrays(path: str, arrays: Dict[str, Any]) -> str:
     """Written whole or not at all. Returns the path."""
     import numpy as np
 
-    with open(path + ".part", "wb") as file:
+    with whole_file(path) as file:
         np.savez_compressed(file, **arrays)
-    os.replace(path + ".part", path)
     return path
 
 

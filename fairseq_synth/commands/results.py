@@ -6,37 +6,40 @@ import shutil
 import sys
 from typing import Any, List
 
+from fairseq_synth import __version__
 from fairseq_synth.errors import UsageError
+from fairseq_synth.files import whole_file
+
+NAME = "results"
+HELP = "a table of trainings: size, speed, perplexity, BLEU; learning curves; a page to send"
+ORDER = 90
 
 
-def register(commands: Any) -> None:
-    command = commands.add_parser(
-        "results",
-        help="a table of trainings: size, speed, perplexity, BLEU; learning curves; a page to send",
-        description="Reads what fairseq-train printed (RUN/train.log, or the only log in RUN; any --log-format), and "
+def register(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Reads what fairseq-train printed (RUN/train.log, or the only log in RUN; any --log-format), and "
         "what fairseq-generate (generate*.txt), fairseq-eval-lm (*.log) and sacrebleu --format json (*.json) left in "
-        "RUN or in a folder below. Runs that differ in nothing but the seed share a row, with their spread.",
+        "RUN or in a folder below. Runs that differ in nothing but the seed share a row, with their spread."
     )
-    command.add_argument("runs", nargs="+", metavar="RUN", help="folder of a training, or its log")
-    command.add_argument("--format", choices=("markdown", "csv"), default="markdown", help="of the table")
-    command.add_argument("--out", metavar="FILE", help="write the table there (default: print it)")
-    command.add_argument(
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a training, or its log")
+    parser.add_argument("--format", choices=("markdown", "csv"), default="markdown", help="of the table")
+    parser.add_argument("--out", metavar="FILE", help="write the table there (default: print it)")
+    parser.add_argument(
         "--hide", nargs="+", action="extend", default=[], metavar="COLUMN", help="leave out words/s, 'valid ppl' ..."
     )
-    command.add_argument("--each", action="store_true", help="a row for every run, whatever their seeds")
-    command.add_argument("--curves", metavar="PNG", help="draw the learning curves")
-    command.add_argument("--html", metavar="FILE", help="write table, curves and differing options as one page")
-    command.add_argument("--title", metavar="TEXT", help="of the page (default: Results)")
-    command.add_argument(
+    parser.add_argument("--each", action="store_true", help="a row for every run, whatever their seeds")
+    parser.add_argument("--curves", metavar="PNG", help="draw the learning curves")
+    parser.add_argument("--html", metavar="FILE", help="write table, curves and differing options as one page")
+    parser.add_argument("--title", metavar="TEXT", help="of the page (default: Results)")
+    parser.add_argument(
         "--tokenize",
         metavar="NAME",
         help="score translations with this tokenizer of sacrebleu, none for text that is tokenized (default: the "
         "score that is there, or sacrebleu's 13a)",
     )
-    command.set_defaults(run=run_results)
 
 
-def run_results(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     from fairseq_synth.inspection import tables
     from fairseq_synth.inspection.grouping import rows, without
 
@@ -102,7 +105,6 @@ def _measure(args: argparse.Namespace) -> List[Any]:
 def _draw(args: argparse.Namespace, found: List[Any]) -> None:
     if args.curves is None and args.html is None:
         return
-    from fairseq_synth import __version__
     from fairseq_synth.inspection import curves, figures
     from fairseq_synth.inspection.page import page
 
@@ -114,8 +116,6 @@ def _draw(args: argparse.Namespace, found: List[Any]) -> None:
 
 
 def _write(path: str, text: str) -> None:
-    """Whole or not at all."""
-    with open(path + ".part", "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(path + ".part", path)
+    with whole_file(path) as file:
+        file.write(text.encode())
     print(f"wrote {path}", file=sys.stderr)
