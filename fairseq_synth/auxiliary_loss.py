@@ -1,7 +1,7 @@
 """Terms that a model adds to its training loss, whatever criterion computes the rest.
 
-Every criterion of fairseq returns its summed loss and the ``sample_size`` that the trainer divides gradients by (tokens,
-or sentences with --sentence-avg). Adding ``sample_size * term`` leaves ``mean loss + term``, with loss scaling,
+Every criterion of fairseq returns its summed loss and the ``sample_size`` that the trainer divides gradients by (tokens
+or, with --sentence-avg, sentences). Adding ``sample_size * term`` leaves ``mean loss + term``, with loss scaling,
 ``--update-freq`` and data parallelism taken care of. The reported loss, which a criterion logs itself, is unchanged.
 """
 

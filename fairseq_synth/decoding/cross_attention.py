@@ -18,7 +18,9 @@ from fairseq_synth.modules.incremental_state import KEYS, OWNERS, PADS, VALUES
 
 class CrossAttention(MultiheadAttention):
     """``MultiheadAttention``; where keys and values are cached and one query per hypothesis comes, the same by fewer
-    operations: all hypotheses of a sentence in one product, and no checks."""
+    operations: all hypotheses of a sentence in one product, and no checks. short_steps: whether that may be."""
+
+    short_steps = True
 
     def forward(
         self,
@@ -74,7 +76,7 @@ class CrossAttention(MultiheadAttention):
     def can_step(self, incremental_state: Optional[Any]) -> bool:
         """Whether :class:`CrossAttentionStep` may go on from here."""
         plain = self.bias_k is None and not self.add_zero_attn and not self.dropout_module.apply_during_inference
-        if not plain or self.training or incremental_state is None or torch.is_grad_enabled():
+        if not (plain and self.short_steps) or self.training or incremental_state is None or torch.is_grad_enabled():
             return False
         return KEYS in self._get_input_buffer(incremental_state)
 

@@ -38,7 +38,11 @@ def can_step(decoder: Any, tokens: Tensor, incremental_state: Dict[str, Any]) ->
 def once_per_sentence(decoder: Any, encoder_out: Any, incremental_state: Dict[str, Any]) -> Any:
     """The encoder's output without its copies for every hypothesis, where all layers can share keys and values."""
     attentions: List[Any] = [getattr(layer, "encoder_attn", None) for layer in decoder.layers]
-    if encoder_out is None or any(type(a) is not CrossAttention or a.beam_size > 1 for a in attentions):
+    if (
+        not decoder.short_steps
+        or encoder_out is None
+        or any(type(a) is not CrossAttention or a.beam_size > 1 for a in attentions)
+    ):
         return encoder_out
     each = attentions[0].rows_per_sentence(incremental_state) or hypotheses(encoder_out)
     return first_of_each(encoder_out, each) if each > 1 else encoder_out

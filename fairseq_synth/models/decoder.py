@@ -61,21 +61,31 @@ def has_stock_attention(cfg: ResolvedConfig) -> bool:
 
 
 class SynthDecoder(TransformerDecoderBase):
-    """As SynthEncoder, for --left-pad-target; cached decoding goes slot by slot, as in fairseq.
-
-    short_steps: a decoding step by fewer operations where the layers allow it; False takes fairseq's general way, for
-    those who change modules in the middle of a search.
-    """
-
-    short_steps = True
+    """As SynthEncoder, for --left-pad-target; cached decoding goes slot by slot, as in fairseq."""
 
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn: bool = False, output_projection=None):
         cross = [None] * cfg.decoder.layers if no_encoder_attn else cfg.attentions["cross"]
         self._specs = enumerate(zip(cfg.attentions["decoder"], cross))
         self._needs_future_mask = has_stock_attention(cfg)
         self._pads_between = False  # of the batch that is being read
+        self._short_steps = True
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn, output_projection)
         speed_up(self, cfg)
+
+    @property
+    def short_steps(self) -> bool:
+        """Whether a step of a search may go by fewer operations, and hypotheses share what they know of their sentence.
+
+        False takes fairseq's general way: for those who change modules in the middle of a search, and for comparison.
+        """
+        return self._short_steps
+
+    @short_steps.setter
+    def short_steps(self, wanted: bool) -> None:
+        self._short_steps = wanted
+        for module in self.layers.modules():
+            if isinstance(module, CrossAttention):
+                module.short_steps = wanted
 
     def build_decoder_layer(self, cfg: ResolvedConfig, no_encoder_attn: bool = False) -> nn.Module:
         layer, (spec, cross) = next(self._specs)

@@ -14,7 +14,10 @@ from fairseq_synth.modules.scorers.base import LISTENERS, scorer_options
 KEEP_HELP = "which layers to keep when pruning, comma-separated: 0,2,4"
 SPAN_HELP = "each head learns how far it looks, at most this many tokens (0: everywhere)"
 INNER_HELP = "width of queries, keys and values, all heads together (0: the embedding dimension)"
-SPEC_HELP = "scorer, mixture (random+dot_product), heads (random:2|dot_product:6) or list of layers (dot_product*2,random*4) for "
+SPEC_HELP = (
+    "scorer, mixture (random+dot_product), heads (random:2|dot_product:6) or list of layers "
+    "(dot_product*2,random*4) for "
+)
 
 
 @dataclass

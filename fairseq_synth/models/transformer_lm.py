@@ -11,7 +11,7 @@ from fairseq.utils import eval_str_list
 from omegaconf import II
 from torch import nn
 
-from fairseq_synth.errors import UsageError
+from fairseq_synth.errors import UsageError, option_name
 from fairseq_synth.models.base import SynthModel, finish_model
 from fairseq_synth.models.config import flat_options, options_for
 from fairseq_synth.models.decoder import SynthDecoder
@@ -84,7 +84,7 @@ def _check_tying(cfg: Any) -> None:
         ("decoder_input_dim", "decoder_output_dim"),
     ):
         if str(getattr(cfg, one)) != str(getattr(cfg, other)):
-            flags = ["--" + name.replace("_", "-") for name in (one, other)]
+            flags = [option_name(name) for name in (one, other)]
             raise UsageError(
                 f"{flags[0]} {getattr(cfg, one)}: must equal {flags[1]} {getattr(cfg, other)} with "
                 f"--tie-adaptive-weights; change one, or drop --tie-adaptive-weights"

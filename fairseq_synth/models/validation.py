@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from typing import Any, Dict, List, Set, Tuple
 
-from fairseq_synth.errors import UsageError
+from fairseq_synth.errors import UsageError, option_name
 from fairseq_synth.modules.scorers.base import check_options, scorer_options, takers
 from fairseq_synth.modules.scorers.spec import LayerSpec, parse_spec
 
@@ -69,12 +69,12 @@ def _resolve_embedding_dim(cfg: Any) -> None:
         raise UsageError(f"--embedding-dim {size}: must be a positive size, or 0 for that of the model")
     for option in ("adaptive_input", "character_embeddings"):
         if size and getattr(cfg, option, False):
-            flag = "--" + option.replace("_", "-")
+            flag = option_name(option)
             raise UsageError(f"--embedding-dim {size}: has no effect with {flag}, which has sizes of its own; drop one")
     for option in ("input_dim", "output_dim"):
         given = int(getattr(decoder, option))
         if size and given not in (decoder.embed_dim, size):
-            flag = "--decoder-" + option.replace("_", "-")
+            flag = option_name(f"decoder_{option}")
             raise UsageError(f"--embedding-dim {size}: is {flag} too, which is {given}; drop one of the two")
         setattr(decoder, option, size or given)
 
@@ -105,7 +105,7 @@ def _check_stock_only(cfg: Any, used: Dict[str, List[LayerSpec]]) -> None:
             plain = not (section.adaptive_span or cfg.persistent_memory) or side == "cross"
             plain = plain and not section.attention_dim
             if not plain or not all(spec.is_dot_product for spec in used.get(side, [])):
-                flag = "--" + option.replace("_", "-")
+                flag = option_name(option)
                 raise UsageError(
                     f"{flag}: changes fairseq's dot-product attention only; give {SPEC_OPTIONS[side]} dot_product "
                     f"without spans, persistent memory and --*-attention-dim, or drop {flag}"
@@ -139,6 +139,6 @@ def _check_synthesizer(options: Any, names: Set[str]) -> None:
         value = getattr(options, option.name)
         if str(value) != str(option.default) and not names.intersection(takers(option.name)):
             raise UsageError(
-                f"--synthesizer-{option.name.replace('_', '-')} {value}: has no effect with {', '.join(sorted(names))}; "
+                f"{option_name(f'synthesizer_{option.name}')} {value}: has no effect with {', '.join(sorted(names))}; "
                 f"drop it, or use one of {', '.join(takers(option.name))}"
             )

@@ -6,9 +6,9 @@ as fairseq does too. Layer norms are the identity. fairseq's own initialisation 
 value projections get the gain 1/sqrt(2), embeddings (and an untied output matrix, here a matrix like any other) come
 from a normal distribution, and the biases of linear layers that fairseq leaves to PyTorch are not zero.
 
-What the paper does not have starts as it does without --frozen-init, drawn from the stream of the seed, by the rule that
-its module states (a method ``rule(name)``): scorers, persistent vectors, relative positions. What starts constant needs
-no rule.
+What the paper does not have starts as it does without --frozen-init, drawn from the stream of the seed, by the rule
+that its module states (a method ``rule(name)``): scorers, persistent vectors, relative positions. What starts constant
+needs no rule.
 """
 
 import math
@@ -33,8 +33,8 @@ def recipes(model: nn.Module, names: List[str], seed: int) -> Dict[str, Recipe]:
         rule = _rule(uses[id(tensor)], tensor.detach())
         if rule is None:
             raise UsageError(
-                f"--frozen-init {seed}: there is no rule for drawing {name}; give its module a method rule(name), leave "
-                f"it out of --freeze, or drop --frozen-init to freeze it as it is initialised"
+                f"--frozen-init {seed}: there is no rule for drawing {name}; give its module a method rule(name), "
+                f"leave it out of --freeze, or drop --frozen-init to freeze it as it is initialised"
             )
         found[name] = Recipe(seed, name, tuple(tensor.shape), rule)
     return found

@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Type
 
 from torch import Tensor, nn
 
-from fairseq_synth.errors import UsageError
+from fairseq_synth.errors import UsageError, option_name
 from fairseq_synth.modules.initial import Rule, fill
 from fairseq_synth.modules.positions import Positions
 from fairseq_synth.modules.scorers.logits import AnyLogits
@@ -127,9 +127,9 @@ LISTENERS: List[Callable[[List[dataclasses.Field]], None]] = []
 def register_scorer(name: str, options: Optional[Type[Any]] = None) -> Callable[[Type[Scorer]], Type[Scorer]]:
     """Class decorator: makes a scorer usable in ``--encoder-self-attention`` and the like.
 
-    options: a dataclass (default: that of the parent class). Its fields become ``--synthesizer-FIELD`` (each with a
-    ``help`` in its metadata, and ``least`` where a number has a lower limit). Scorers that have a field of the same name
-    share the option.
+    options: a dataclass (default: that of the parent class). Its fields become ``--synthesizer-FIELD``, each with a
+    ``help`` in its metadata, and ``least`` where a number has a lower limit. Scorers that have a field of the same
+    name share the option.
 
     Raises ValueError where the name is taken, or holds a character that specs use (``+ , * | :``) or a space, and
     where an option is declared otherwise by another scorer.
@@ -200,7 +200,7 @@ def check_options(name: str, given: Any) -> None:
     for one in dataclasses.fields(options):
         least, value = one.metadata.get("least"), getattr(options, one.name)
         if least is not None and value < least:
-            raise UsageError(f"--synthesizer-{one.name.replace('_', '-')} {value}: must be at least {least}")
+            raise UsageError(f"{option_name(f'synthesizer_{one.name}')} {value}: must be at least {least}")
     cls.check(options)
 
 

@@ -18,7 +18,7 @@ from fairseq_synth.modules.scorers.mixture import Mixture
 
 
 class Group(NamedTuple):
-    """Heads of one kind. names: one scorer, or those of a mixture; heads: how many, None where the spec does not say."""
+    """Heads of one kind. names: one scorer, or those of a mixture; heads: how many, None where that is not said."""
 
     names: Tuple[str, ...]
     heads: Optional[int] = None
