@@ -8,8 +8,7 @@ from conftest import REPOSITORY, TINY, USER_DIR, call_command, train_args, write
 from test_freezing import build
 
 from fairseq_synth.cli import main as synth_command
-from fairseq_synth.commands.options import own_options
-from fairseq_synth.models.config import SynthTransformerFlatConfig
+from fairseq_synth.models.config import SynthTransformerFlatConfig, own_options
 from fairseq_synth.models.transformer import PRESETS
 from fairseq_synth.models.transformer_lm import PRESETS as LM_PRESETS
 from fairseq_synth.modules.scorers import SCORERS
@@ -115,7 +114,13 @@ def test_average_as_written_parses(capsys):
 
 
 @pytest.mark.parametrize(
-    "name", [*SCORERS, *PRESETS, *LM_PRESETS, *(flag for flag, _ in own_options(SynthTransformerFlatConfig))]
+    "name",
+    [
+        *SCORERS,
+        *PRESETS,
+        *LM_PRESETS,
+        *("--" + f.name.replace("_", "-") for f in own_options(SynthTransformerFlatConfig)),
+    ],
 )
 def test_the_readme_names_everything(name):
     if name.endswith("layers-to-keep"):
