@@ -9,7 +9,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq_synth.checks.case import dictionary
 from fairseq_synth.errors import UsageError
 from fairseq_synth.freezing import digest, frozen_names
-from fairseq_synth.freezing.groups import GROUPS
+from fairseq_synth.freezing.groups import GROUPS, select
 from fairseq_synth.freezing.model import freeze_model
 from fairseq_synth.freezing.report import counts, table
 from fairseq_synth.models.sequential_lm import PRESETS as SEQUENTIAL
@@ -165,7 +165,37 @@ def test_groups_of_sequential_models(arch):
 
 def test_every_group_is_listed_above():
     listed = {"embeddings", "attention", "ffn", "self_attention", "cross_attention", "output", "layer_norm", "span"}
-    assert set(GROUPS) == listed
+    assert set(GROUPS) == listed | {"scorer", "queries_keys"}
+
+
+def test_parts_of_an_attention():
+    """They are frozen by words of their own, and stay part of their attention."""
+    options = {**SMALL, "encoder_layers": 1, "decoder_layers": 1, "decoder_self_attention": "dot_product+random",
+               "encoder_self_attention": "dense", "synthesizer_max_length": 12}  # fmt: skip
+    dense = ["hidden.weight", "hidden.bias", "weight", "bias"]
+    mixture = ["mixture_logits", "scorers.1.map"]
+    scorers = [f"encoder.layers.0.self_attn.scorer.{n}" for n in dense]
+    scorers += [f"decoder.layers.0.self_attn.scorer.{n}" for n in mixture]
+    assert frozen("synth_transformer", "scorer", **options) == sorted(scorers)
+    assert set(scorers) < set(frozen("synth_transformer", "attention", **options))
+    queries = [f"decoder.layers.0.{a}.{p}.{w}" for a in ("self_attn", "encoder_attn") for p in ("q_proj", "k_proj")
+               for w in ("weight", "bias")]  # fmt: skip
+    assert frozen("synth_transformer", "queries_keys", **options) == sorted(queries)
+    assert frozen("synth_transformer", "decoder.queries_keys,scorer", **options) == sorted(queries + scorers)
+
+
+def test_a_module_says_what_it_is():
+    """A component of its own is a row of the table; a group of its own is one more word."""
+    model = build(**SMALL, **SHORT)
+    model.encoder.layers[0].fc1.component = "gate"
+    model.encoder.layers[1].fc1.freeze_group = "upper"
+    gate = ["encoder.layers.0.fc1.weight", "encoder.layers.0.fc1.bias"]
+    assert select(model, "gate") == gate and not set(gate) & set(select(model, "ffn"))
+    upper = ["encoder.layers.1.fc1.weight", "encoder.layers.1.fc1.bias"]
+    assert select(model, "upper") == upper and set(upper) < set(select(model, "ffn"))
+    assert "  gate " in table(model) and "  upper " not in table(model)
+    with pytest.raises(UsageError, match="there are the groups .*gate, upper"):
+        select(model, "nothing_such")
 
 
 def test_spans_and_memory_as_options():
@@ -225,10 +255,11 @@ REFUSED = {
     "one_word_of_two": ("ffn,encoder.cross_attention", ["'encoder.cross_attention' matches no parameter"]),
     "half_a_part": ("encoder.layer", ["'encoder.layer' matches no parameter"]),
     "layer_that_is_not": ("encoder.layers.6", ["'encoder.layers.6' matches no parameter"]),
-    "pattern_without_match": ("re:encoder", ["'encoder' matches no parameter's whole name"]),
+    "pattern_without_match": ("re:fc1", ["'fc1' matches no parameter's whole name", "re:.*fc1.* matches inside"]),
+    "pattern_nowhere": ("re:fc7", ["'fc7' matches no parameter's whole name, such as encoder.embed_tokens.weight"]),
     "bad_pattern": ("re:fc(1", ["'fc(1' is no regular expression", "unterminated subpattern"]),
     "one_side_of_tied": ("encoder.embeddings", ["encoder.embed_tokens.weight is the same tensor as",
-                                                "decoder.output_projection.weight", "(embeddings)"]),
+                                                "decoder.output_projection.weight", "freeze them together"]),
     "tied_output": ("output", ["decoder.output_projection.weight is the same tensor as"]),
     "tied_by_pattern": (r"re:decoder\.output_projection.*", ["is the same tensor as encoder.embed_tokens.weight"]),
     "everything": (EVERYTHING, [f"--freeze {EVERYTHING}", "freezes every parameter", "leave a group out"]),

@@ -13,6 +13,8 @@ from fairseq_synth.checks.case import tokens
 from fairseq_synth.errors import UsageError
 from fairseq_synth.freezing import frozen_names, record
 from fairseq_synth.freezing.groups import tied_names
+from fairseq_synth.modules.scorers import SCORERS, Logits, MapOptions, Scorer
+from fairseq_synth.modules.scorers.maps import map_rule
 from fairseq_synth.seeded import storage
 from fairseq_synth.seeded.linear import SeededLinear
 from fairseq_synth.seeded.rules import recipes
@@ -121,6 +123,52 @@ def test_scorers_start_as_they_do_without_a_seed(scorer, init):
             assert_uniform(tensor, by_hand(name, init))
 
 
+class OwnScorer(Scorer):
+    """A user's: one logit per distance. ``rule`` says how it starts."""
+
+    depends_on = "positions"
+    Options = MapOptions
+
+    def __init__(self, attention, options):
+        super().__init__(attention, options)
+        self.init = str(options.init)
+        self.by_distance = torch.nn.Parameter(torch.empty(attention.num_heads, 1, 2 * options.max_length))
+
+    def rule(self, name):
+        return map_rule(self.init, *self.by_distance.shape)
+
+    def logits(self, x, q, k, positions):
+        index = positions.offsets(self.by_distance.device) + self.max_length
+        return Logits(bias=self.by_distance[:, 0][:, index])
+
+
+class SilentScorer(OwnScorer):
+    """Does not say how it starts."""
+
+    def reset_parameters(self):
+        torch.nn.init.normal_(self.by_distance)
+
+    def rule(self, name):
+        return None
+
+
+@pytest.mark.parametrize("init", ["normal", "glorot"])
+def test_a_scorer_of_a_users_own_starts_alike_with_a_seed(init, monkeypatch):
+    monkeypatch.setitem(SCORERS, "own", OwnScorer)
+    options = {"encoder_self_attention": "own", "synthesizer_init": init, "synthesizer_max_length": 64}
+    spread = [
+        parameters(model)["encoder.layers.0.self_attn.scorer.by_distance"].std().item()
+        for model in (build(**SMALL, **options), build(**SMALL, **options, freeze="scorer", frozen_init=1))
+    ]
+    assert spread[0] == pytest.approx(spread[1], rel=0.15)
+
+
+def test_a_scorer_that_does_not_say_how_it_starts_is_not_guessed(monkeypatch):
+    monkeypatch.setitem(SCORERS, "silent", SilentScorer)
+    with pytest.raises(UsageError, match="no rule for drawing encoder.layers.0.self_attn.scorer.by_distance"):
+        build(**SMALL, encoder_self_attention="silent", freeze="scorer", frozen_init=1)
+
+
 def test_mixtures_start_even_and_spans_where_they_are():
     model = wide(encoder_self_attention="dense+dot_product", encoder_adaptive_span=10)
     found = parameters(model)
@@ -173,7 +221,9 @@ def test_what_trains_starts_as_without_a_seed():
 def test_what_no_rule_covers_is_refused():
     model = synth()
     model.strange = torch.nn.Parameter(torch.arange(3.0))
-    with pytest.raises(UsageError, match="--frozen-init 3: there is no rule for drawing strange; leave it out"):
+    with pytest.raises(
+        UsageError, match="there is no rule for drawing strange; give its module a method"
+    ):
         recipes(model, ["strange"], 3)
 
 
@@ -357,7 +407,7 @@ def test_on_the_fly_does_not_train_or_save():
 
 def test_on_the_fly_is_built_without_the_matrices(monkeypatch):
     """No more than one layer's weights exist while the model is built."""
-    from fairseq_synth.models import layers
+    from fairseq_synth.models import decoder, encoder, layers
 
     held = []
     wrap = layers.wrap
@@ -368,7 +418,8 @@ def test_on_the_fly_is_built_without_the_matrices(monkeypatch):
         held.append(sum(p.numel() for p in wrapped.parameters() if p.device.type != "meta" and p.dim() > 1))
         return wrapped
 
-    monkeypatch.setattr(layers, "wrap", count)
+    for module in (encoder, decoder):
+        monkeypatch.setattr(module, "wrap", count)
     spec = {f"{side}_self_attention": "dot_product" for side in ("encoder", "decoder")}
     model = seeded(freeze="ffn", frozen_on_the_fly=True, **{**spec, "synthesizer_max_length": 256})
     assert len(held) == 8 and all(held[::2]) and not any(held[1::2])
