@@ -6,8 +6,8 @@ from argparse import Namespace
 
 import pytest
 import torch
+from builders import BANDS, SHORT, SMALL, SMALL_LM, build
 from fairseq.models import ARCH_MODEL_REGISTRY
-from test_freezing import BANDS, SHORT, SMALL, SMALL_LM, build
 
 from fairseq_synth.checks.case import tokens
 from fairseq_synth.errors import UsageError
