@@ -89,6 +89,15 @@ def corpus(tmp_path_factory):
     return preprocess(write_corpus(root / "text", {"train": 300, "valid": 20, "test": 13}), root / "bin")
 
 
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """One side of such a corpus, binarised for language models."""
+    root = write_corpus(tmp_path_factory.mktemp("text"), {"train": 60, "valid": 10, "test": 10})
+    prefixes = [a for s in ("train", "valid", "test") for a in (f"--{s}pref", root / f"{s}.src")]
+    call_command("preprocess", "--only-source", *prefixes, "--destdir", root / "bin")
+    return root / "bin"
+
+
 SIZES = {"layers": 2, "embed-dim": 16, "ffn-embed-dim": 24, "attention-heads": 2}
 TINY = [a for side in ("encoder", "decoder") for k, v in SIZES.items() for a in (f"--{side}-{k}", str(v))]
 

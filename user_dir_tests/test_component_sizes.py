@@ -2,10 +2,8 @@
 
 import pytest
 import torch
+from builders import ALL_TIED, DOT, OUTPUT_TIED, SHORT, SIZES, SMALL, SMALL_LM, build, hypotheses, own_state, stock
 from conftest import call_command, generate_args, train_args
-from test_freezing import ALL_TIED, OUTPUT_TIED, SHORT, SIZES, SMALL, SMALL_LM, build
-from test_models import DOT, own_state, stock
-from test_workflows import hypotheses
 
 from fairseq_synth import checks
 from fairseq_synth.checks.case import tokens

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+from builders import build_lm
 from fairseq.modules import FairseqDropout
 from fairseq.sequence_generator import SequenceGenerator
-from test_transformer_lm import synth as build_lm
 
 from fairseq_synth.checks.case import Case, dictionary, tokens
 from fairseq_synth.decoding import plain_modules

@@ -4,9 +4,8 @@ from argparse import Namespace
 
 import pytest
 import torch
-from fairseq.models import ARCH_MODEL_REGISTRY
+from builders import ALL_TIED, BANDS, OUTPUT_TIED, SHORT, SMALL, SMALL_LM, build
 
-from fairseq_synth.checks.case import dictionary
 from fairseq_synth.errors import UsageError
 from fairseq_synth.freezing import digest, frozen_names
 from fairseq_synth.freezing.groups import GROUPS, select
@@ -17,22 +16,7 @@ from fairseq_synth.models.transformer import PRESETS
 from fairseq_synth.models.transformer_lm import PRESETS as LM_PRESETS
 from fairseq_synth.training_log import trainable_percent
 
-SIZES = {"embed_dim": 16, "ffn_embed_dim": 24, "attention_heads": 2}
-SMALL = {f"{side}_{k}": v for side in ("encoder", "decoder") for k, v in SIZES.items()}
-SMALL_LM = {k: v for k, v in SMALL.items() if k.startswith("decoder")}
 MIXED = {f"{side}_self_attention": "random+dot_product" for side in ("encoder", "decoder")}
-SHORT = {"synthesizer_max_length": 8}
-ALL_TIED, OUTPUT_TIED = {"share_all_embeddings": True}, {"share_decoder_input_output_embed": True}
-# cut-offs that the dictionary of the tests is large enough for
-BANDS = {"adaptive_input_cutoff": "8,12", "adaptive_softmax_cutoff": "8,12"}
-
-
-def build(arch="synth_transformer", **options):
-    torch.manual_seed(1)
-    words = dictionary()
-    task = Namespace(source_dictionary=words, target_dictionary=words)
-    model = ARCH_MODEL_REGISTRY[arch]
-    return model.build_model(model.defaults(**options) if arch in SEQUENTIAL else Namespace(**options), task)
 
 
 def frozen(arch, freeze, **options):

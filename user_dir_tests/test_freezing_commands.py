@@ -4,11 +4,10 @@ import re
 
 import pytest
 import torch
+from builders import LANGUAGE_MODELS, half_layer_norm, hypotheses, torchrun
 from compat_commands import succeed
-from conftest import TINY, USER_DIR, call_command, generate_args, run_command, train_args, write_corpus
+from conftest import TINY, USER_DIR, call_command, generate_args, run_command, train_args
 from fairseq import checkpoint_utils
-from test_compat import torchrun
-from test_workflows import _half_layer_norm, hypotheses
 
 from fairseq_synth.cli import main as synth_command
 from fairseq_synth.errors import explain
@@ -235,7 +234,7 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_with(name, corpus, tmp_path):
     """Train and resume; the frozen tensors are those of the first save, and of the digest."""
-    if "fp16" in name and not _half_layer_norm():
+    if "fp16" in name and not half_layer_norm():
         pytest.skip("this torch has no float16 layer norm on a CPU")
     options = OPTIONS[name]
     if name.startswith("ada"):
@@ -355,26 +354,6 @@ def test_diff_frozen_of_other_models(three, corpus, tmp_path, capsys):
 
 
 # ------------------------------------------------------------------ language models
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    root = write_corpus(tmp_path_factory.mktemp("text"), {"train": 60, "valid": 10, "test": 10})
-    prefixes = [a for s in ("train", "valid", "test") for a in (f"--{s}pref", root / f"{s}.src")]
-    call_command("preprocess", "--only-source", *prefixes, "--destdir", root / "bin")
-    return root / "bin"
-
-
-LANGUAGE_MODELS = {
-    "blocks": ["--task", "language_modeling", "--arch", "synth_transformer_lm", "--decoder-layers", "2",
-               "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "24", "--decoder-attention-heads", "2",
-               *SHORT, "--batch-size", "2"],
-    "streams": ["--task", "streaming_lm", "--arch", "adaptive_span_lm", "--layers", "2", "--embed-dim", "16",
-                "--ffn-embed-dim", "24", "--attention-heads", "2", "--attention-span", "32", "--batch-size", "2"],
-    "all_attention": ["--task", "streaming_lm", "--arch", "all_attention_lm_enwik8_small", "--layers", "2",
-                      "--embed-dim", "16", "--attention-heads", "2", "--attention-span", "32",
-                      "--persistent-memory", "4", "--batch-size", "2"],
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name, freeze", zip(LANGUAGE_MODELS, ["embeddings", "attention", "ffn"]))
 def test_language_models(name, freeze, text, tmp_path):
     arguments = [text, "--user-dir", USER_DIR, *LANGUAGE_MODELS[name], "--optimizer", "adam", "--lr", "0.01",

@@ -4,9 +4,8 @@ from argparse import Namespace
 
 import pytest
 import torch
+from builders import ALL_TIED, OUTPUT_TIED, SHORT, SIZES, SMALL, SMALL_LM, build, own_state
 from fairseq.modules import FairseqDropout
-from test_freezing import ALL_TIED, OUTPUT_TIED, SHORT, SIZES, SMALL, SMALL_LM, build
-from test_models import own_state
 from torch import nn
 
 from fairseq_synth.checks.case import tokens

@@ -1,44 +1,16 @@
 """synth_transformer against fairseq's own transformer: sizes, names, weights, outputs; presets; parameter counts."""
 
-from argparse import Namespace
-
 import pytest
 import torch
-from fairseq.models import ARCH_MODEL_REGISTRY
-from fairseq.models.transformer import TransformerModel
-from fairseq.models.transformer.transformer_legacy import base_architecture
+from builders import DOT, own_state, stock
+from builders import build as synth
 
-from fairseq_synth.checks.case import dictionary, tokens
-from fairseq_synth.models.encoder import FUSED_COPIES
+from fairseq_synth.checks.case import tokens
 from fairseq_synth.models.transformer import PRESETS
 from fairseq_synth.modules.attention import SynthAttention
 
-DOT = {"encoder_self_attention": "dot_product", "decoder_self_attention": "dot_product"}
 SMALL = {f"{s}_{k}": v for s in ("encoder", "decoder")
          for k, v in (("layers", 2), ("embed_dim", 16), ("ffn_embed_dim", 24), ("attention_heads", 2))}  # fmt: skip
-
-
-def task(symbols=20):
-    words = dictionary(symbols)
-    return Namespace(source_dictionary=words, target_dictionary=words)
-
-
-def synth(arch="synth_transformer", symbols=20, **options):
-    torch.manual_seed(1)
-    return ARCH_MODEL_REGISTRY[arch].build_model(Namespace(**options), task(symbols))
-
-
-def stock(symbols=20, **options):
-    torch.manual_seed(1)
-    args = Namespace(**options)
-    base_architecture(args)
-    return TransformerModel.build_model(args, task(symbols))
-
-
-def own_state(model):
-    """Without what fairseq 0.12.2 adds: copies for a fused kernel, and a buffer that nobody initialises."""
-    unused = (*FUSED_COPIES, "_float_tensor")
-    return {k: v for k, v in model.state_dict().items() if k.rsplit(".", 1)[-1] not in unused}
 
 
 STOCK_OPTIONS = [

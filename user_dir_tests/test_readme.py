@@ -4,8 +4,8 @@ import re
 import shlex
 
 import pytest
+from builders import build
 from conftest import REPOSITORY, TINY, USER_DIR, call_command, train_args, write_corpus
-from test_freezing import build
 
 from fairseq_synth.cli import main as synth_command
 from fairseq_synth.models.config import SynthTransformerFlatConfig, own_options

@@ -6,9 +6,8 @@ import sys
 
 import pytest
 import torch
+from builders import LANGUAGE_MODELS, half_layer_norm, hypotheses
 from conftest import ENVIRONMENT, USER_DIR, call_command, generate_args, run_command, train_args
-from test_freezing_commands import LANGUAGE_MODELS, text  # noqa: F401  (a fixture)
-from test_workflows import _half_layer_norm, hypotheses
 
 from fairseq_synth.cli import main as synth_command
 from fairseq_synth.errors import explain
@@ -195,7 +194,7 @@ def test_fine_tuning(pair, corpus, tmp_path):
 
 @pytest.mark.parametrize("option", ["--memory-efficient-bf16", "--fp16"])
 def test_half_precision(option, corpus, tmp_path):
-    if "fp16" in option and not _half_layer_norm():
+    if "fp16" in option and not half_layer_norm():
         pytest.skip("this torch has no float16 layer norm on a CPU")
     options = [option, "--fp16-no-flatten-grads"] if option == "--fp16" else [option]
     for kind in ("full", "seed"):

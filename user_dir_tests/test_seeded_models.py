@@ -6,8 +6,8 @@ from argparse import Namespace
 
 import pytest
 import torch
+from builders import BANDS, SHORT, SMALL, SMALL_LM, build
 from fairseq.models import ARCH_MODEL_REGISTRY
-from test_freezing import BANDS, SHORT, SMALL, SMALL_LM, build
 
 from fairseq_synth.checks.case import tokens
 from fairseq_synth.errors import UsageError
@@ -221,9 +221,7 @@ def test_what_trains_starts_as_without_a_seed():
 def test_what_no_rule_covers_is_refused():
     model = synth()
     model.strange = torch.nn.Parameter(torch.arange(3.0))
-    with pytest.raises(
-        UsageError, match="there is no rule for drawing strange; give its module a method"
-    ):
+    with pytest.raises(UsageError, match="there is no rule for drawing strange; give its module a method"):
         recipes(model, ["strange"], 3)
 
 

@@ -5,13 +5,12 @@ from argparse import Namespace
 
 import pytest
 import torch
+from builders import build_lm, hypotheses, last_number, own_state, task
 from conftest import USER_DIR, WORDS, call_command, write_corpus
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
-from test_models import own_state
-from test_workflows import hypotheses, last_number
 
-from fairseq_synth.checks.case import dictionary, tokens
+from fairseq_synth.checks.case import tokens
 from fairseq_synth.errors import explain
 from fairseq_synth.models.config import flat_options
 from fairseq_synth.models.transformer_lm import PRESETS
@@ -20,16 +19,6 @@ SMALL = {"decoder_layers": 2, "decoder_embed_dim": 16, "decoder_ffn_embed_dim": 
 FLAGS = [a for k, v in SMALL.items() for a in ("--" + k.replace("_", "-"), str(v))]
 SPECS = ["dot_product", "random", "fixed_random", "factorized_random", "dense", "factorized_dense",
          "random+dot_product", "dense,random+dot_product"]  # fmt: skip
-
-
-def task():
-    words = dictionary()
-    return Namespace(source_dictionary=words, target_dictionary=words)
-
-
-def synth(arch="synth_transformer_lm", **options):
-    torch.manual_seed(1)
-    return ARCH_MODEL_REGISTRY[arch].build_model(Namespace(**options), task())
 
 
 def stock(**options):
@@ -52,7 +41,7 @@ def stock(**options):
     ],
 )  # fmt: skip
 def test_dot_product_is_stock(options):
-    ours = synth(**SMALL, decoder_self_attention="dot_product", max_target_positions=64, **options).eval()
+    ours = build_lm(**SMALL, decoder_self_attention="dot_product", max_target_positions=64, **options).eval()
     theirs = stock(**SMALL, **options).eval()
     a, b = own_state(ours), own_state(theirs)
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from builders import half_layer_norm, hypotheses, last_number
 from conftest import (
     ENVIRONMENT,
     REPOSITORY,
@@ -32,16 +33,6 @@ def trained(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     printed = call_command("train", *train_args(corpus, folder, *MIXED, *SHORT, "--log-interval", "10", updates=60))
     return folder / "checkpoint_last.pt", printed
-
-
-def last_number(pattern, text):
-    return float(re.findall(pattern, text)[-1])
-
-
-def hypotheses(printed):
-    """{sentence: (score, words)} of the H- lines."""
-    lines = [line.split("\t") for line in printed.splitlines() if line.startswith("H-")]
-    return {int(line[0][2:]): (float(line[1]), line[2]) for line in lines}
 
 
 def test_train_validate_and_reload_agree(trained, corpus):
@@ -164,7 +155,7 @@ TRAIN_OPTIONS = {
 @pytest.mark.parametrize("name", sorted(TRAIN_OPTIONS))
 def test_train_options(name, corpus, tmp_path):
     """Two updates, save, resume for two more, translate."""
-    if name == "memory_efficient_fp16" and not _half_layer_norm():
+    if name == "memory_efficient_fp16" and not half_layer_norm():
         pytest.skip("this torch has no float16 layer norm on a CPU")
     options = [*MIXED, *SHORT, *TRAIN_OPTIONS[name]]
     for updates in (2, 4):
@@ -172,14 +163,6 @@ def test_train_options(name, corpus, tmp_path):
         assert not re.search(r"loss (=)?nan", printed)
     assert "Loaded checkpoint" in printed and "num_updates 4" in printed.replace("=", " ")
     assert len(hypotheses(call_command("generate", *generate_args(corpus, tmp_path / "checkpoint_last.pt")))) == 13
-
-
-def _half_layer_norm():
-    try:
-        torch.nn.LayerNorm(2).half()(torch.zeros(1, 2).half())
-    except RuntimeError:
-        return False
-    return True
 
 
 def test_spans_and_memory_train(corpus, tmp_path):
