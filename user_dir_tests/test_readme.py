@@ -1,4 +1,4 @@
-"""What the texts say is run: their commands, in their order; links, tables and names are compared with what is there."""
+"""What the texts say is run: their commands, in their order; links, tables and names are compared with the code."""
 
 import contextlib
 import io
