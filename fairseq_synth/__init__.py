@@ -1,37 +1,29 @@
 """fairseq_synth: Synthesizer attention and other rethought Transformers for fairseq, through ``--user-dir``.
 
-Importing the package makes fairseq run on current Python and torch (:mod:`fairseq_synth.compat`) and registers
-the architectures. Importing it twice is harmless.
+Importing the package makes fairseq run on current Python and torch (:mod:`fairseq_synth.compat`) and registers the
+architectures, tasks and optimizers. Importing it twice is harmless. What else it may do depends on
+:mod:`fairseq_synth.main_program`.
 """
 
-import logging
-import os
-import sys
+from fairseq_synth import main_program
 
-# `fairseq-synth` prints what was asked for, not what fairseq says while imported ("-m": python -m fairseq_synth)
-_quiet = os.path.basename((sys.argv or [""])[0]) in ("fairseq-synth", "fairseq-synth.exe", "-m")
-if _quiet:
-    logging.disable(logging.INFO)
-
-try:
-    import fairseq  # noqa: F401
-except Exception as error:
-    from fairseq_synth.inspection.environment import explain_import
-
-    raise ImportError(explain_import(error)) from error
-
-from fairseq_synth import compat, errors  # noqa: E402
-
-errors.install_excepthook()
-compat.apply()
-
-# after compat: they register themselves
-from fairseq_synth.freezing import hooks  # noqa: E402
-from fairseq_synth.models import sequential_lm, transformer, transformer_lm  # noqa: E402,F401
-from fairseq_synth.tasks import streaming_lm  # noqa: E402,F401
-
-hooks.install()
-if _quiet:
-    logging.disable(logging.NOTSET)
-
+__all__ = ["setup"]
 __version__ = "0.1.0"
+
+
+def setup() -> None:
+    """What the import does everywhere but in ``fairseq-synth``, whose commands call this. Twice is harmless.
+
+    Raises InstallationError, an ImportError with the fix, where fairseq or what it needs cannot be imported.
+    """
+    from fairseq_synth import registration
+
+    registration.load()
+
+
+if main_program.is_fairseq_command():
+    from fairseq_synth import errors
+
+    errors.install_excepthook()
+if not main_program.is_fairseq_synth():
+    setup()

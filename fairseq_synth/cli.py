@@ -1,55 +1,59 @@
 """The ``fairseq-synth`` command: what fairseq's own commands cannot say or do for this plugin."""
 
 import argparse
-import importlib
 import logging
 import os
 import sys
-from typing import List, Optional, Tuple
+from typing import List, Optional
 
-from fairseq_synth.commands.options import own_options
+from fairseq_synth import __version__
+from fairseq_synth.commands import commands
 from fairseq_synth.errors import UsageError
-
-__all__ = ["COMMANDS", "main", "own_options"]
-
-# In the order of the help. Each module has a function `register(commands)`: it adds its parser to `commands` (what
-# argparse's add_subparsers returns) and sets `run`, a function from the parsed arguments to the exit status.
-COMMANDS: Tuple[str, ...] = (
-    "fairseq_synth.commands.options",
-    "fairseq_synth.commands.check",
-    "fairseq_synth.commands.average",
-    "fairseq_synth.commands.materialize",
-    "fairseq_synth.freezing.compare",
-    "fairseq_synth.inspection.doctor",
-    "fairseq_synth.inspection.inspect",
-    "fairseq_synth.inspection.plot",
-    "fairseq_synth.inspection.results",
-)
+from fairseq_synth.errors.installation import InstallationError
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Entry point. Returns the exit status; bad input is one line on standard error and status 2."""
-    parser = argparse.ArgumentParser(prog="fairseq-synth", description=__doc__)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        importlib.import_module(name).register(commands)
+    """Entry point. Returns the exit status.
+
+    Bad input is one line on standard error and status 2; so is, with status 1, an installation that cannot do it.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    try:
+        return _run(argv, asked)
+    except (UsageError, InstallationError) as error:
+        print(f"fairseq-synth {asked}: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stdout = open(os.devnull, "w")  # what is left would fail again at exit
+        return 1
+
+
+def _run(argv: List[str], asked: Optional[str]) -> int:
+    parser = _parser(asked)
     args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return 0
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.WARNING)  # importing all of fairseq turns every library's messages on
+    root.setLevel(logging.WARNING)  # what fairseq tells is for its own commands
     try:
         status = args.run(args)
         sys.stdout.flush()
         return status
-    except UsageError as error:
-        print(f"fairseq-synth {args.command}: error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `| head` has seen enough
-        sys.stdout = open(os.devnull, "w")  # what is left would fail again at exit
-        return 1
     finally:
         root.setLevel(level)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _parser(asked: Optional[str]) -> argparse.ArgumentParser:
+    """Every command with its line of help; the one that is asked for with its arguments."""
+    parser = argparse.ArgumentParser(prog="fairseq-synth", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"fairseq-synth {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, module in commands().items():
+        command = subparsers.add_parser(name, help=module.HELP)
+        if name == asked:
+            module.register(command)
+            command.set_defaults(run=module.run)
+    return parser

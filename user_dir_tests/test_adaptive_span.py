@@ -8,9 +8,9 @@ import torch
 
 from fairseq_synth.errors import UsageError
 from fairseq_synth.modules.adaptive_span import AdaptiveSpan, group_heads
-from fairseq_synth.modules.banded_attention import banded_attention
 from fairseq_synth.modules.persistent_memory import PersistentMemory
 from fairseq_synth.modules.span_attention import SpanAttention
+from fairseq_synth.modules.weighted_sum.banded import banded_attention
 
 HEADS, SIZE, MAX_SPAN, RAMP, STEPS, BATCH = 3, 4, 20, 4, 11, 2
 WIDTH = HEADS * SIZE

@@ -273,11 +273,10 @@ def test_a_fused_kernel_counts_its_products():
 def test_a_new_scorer_is_measured_by_itself(tmp_path, capsys):
     file = tmp_path / "own_scorer_for_benchmark.py"
     file.write_text(
-        "import torch\nfrom fairseq_synth.modules.scorers import Scorer, register_scorer\n\n\n"
-        "@register_scorer('own_uniform')\nclass Uniform(Scorer):\n    uses_tokens = False\n\n"
-        "    def __init__(self, config):\n        super().__init__(config)\n        self.heads = config.num_heads\n\n"
-        "    def forward(self, x, q, k, positions):\n"
-        "        return x.new_zeros(self.heads, x.size(0), positions.keys)\n"
+        "import torch\nfrom fairseq_synth.modules.scorers import Logits, Scorer, register_scorer\n\n\n"
+        "@register_scorer('own_uniform')\nclass Uniform(Scorer):\n    depends_on = 'positions'\n\n"
+        "    def logits(self, x, q, k, positions):\n"
+        "        return Logits(bias=x.new_zeros(self.num_heads, x.size(0), positions.keys))\n"
     )
     path = list(sys.path)
     try:

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fairseq_synth.checks.case import Case, states
-from fairseq_synth.modules import block_attention as module
-from fairseq_synth.modules.block_attention import Logits, Rules, block_attention
 from fairseq_synth.modules.scorers import SCORERS
+from fairseq_synth.modules.weighted_sum import blocks as module
+from fairseq_synth.modules.weighted_sum.blocks import Logits, Rules, block_attention
 
 BATCH, HEADS, SIZE, INNER = 3, 2, 4, 5
 KINDS = ["shared bias", "bias", "product", "product and shared bias", "product and bias"]

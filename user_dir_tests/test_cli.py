@@ -7,23 +7,23 @@ import os
 import pytest
 import torch
 
-from fairseq_synth.averaging import average_checkpoints
-from fairseq_synth.cli import main, own_options
-from fairseq_synth.models.config import SynthTransformerFlatConfig
+from fairseq_synth import checkpoints
+from fairseq_synth.cli import main
+from fairseq_synth.models.config import SynthTransformerFlatConfig, own_options
 from fairseq_synth.modules.scorers import SCORERS
 
 OWN_SCORER = '''
-from fairseq_synth.modules.scorers.base import Scorer, register_scorer
+from fairseq_synth.modules.scorers import Logits, Scorer, register_scorer
 
 
 @register_scorer("uniform_or_not")
 class Uniform(Scorer):
     """Every token attends equally to all, or (broken) to the slots before the pads."""
 
-    uses_tokens = False
+    depends_on = "positions"
 
-    def forward(self, x, q, k, positions):
-        return x.new_zeros({heads}, positions.queries, positions.keys){broken}
+    def logits(self, x, q, k, positions):
+        return Logits(bias=x.new_zeros({heads}, positions.queries, positions.keys){broken})
 '''
 
 
@@ -58,7 +58,7 @@ def test_own_options_are_ours_and_all():
     parser = argparse.ArgumentParser()
     TransformerModel.add_args(parser)
     stock = {flag for action in parser._actions for flag in action.option_strings}
-    flags = {flag for flag, _ in own_options(SynthTransformerFlatConfig)}
+    flags = {"--" + f.name.replace("_", "-") for f in own_options(SynthTransformerFlatConfig)}
     names = {f.name for f in dataclasses.fields(SynthTransformerFlatConfig)} - {"_name"}
     derived = {"--decoder-input-dim"}  # fairseq's too, but its parser leaves it out
     assert flags == {"--" + name.replace("_", "-") for name in names} - stock - derived
@@ -99,7 +99,7 @@ def test_average_is_the_mean_and_keeps_what_is_equal(tmp_path):
         state = {"w": torch.full((4,), float(i)), "map": fixed, "flag": torch.tensor([True]), "n": torch.tensor([i])}
         paths.append(str(tmp_path / f"{i}.pt"))
         torch.save({"model": state, "cfg": {"x": i}}, paths[-1])
-    average_checkpoints(paths, str(tmp_path / "mean.pt"))
+    checkpoints.average(paths, str(tmp_path / "mean.pt"))
     got = torch.load(tmp_path / "mean.pt", weights_only=True)
     assert torch.equal(got["model"]["w"], torch.ones(4)) and got["cfg"] == {"x": 2}
     assert torch.equal(got["model"]["map"], fixed), "a fixed map must not move by an ulp"

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fairseq_synth.checks import INVARIANTS, check_one
 from fairseq_synth.checks.case import MAX_LENGTH, Case, padding_mask, states
+from fairseq_synth.decoding.cross_attention import CrossAttention, CrossAttentionStep
 from fairseq_synth.errors import UsageError
-from fairseq_synth.modules.cross_attention import CrossAttention, CrossAttentionStep
 from fairseq_synth.modules.scorers import SCORERS
 
 SPAN, TOTAL = 4, MAX_LENGTH

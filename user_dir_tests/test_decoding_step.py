@@ -9,14 +9,16 @@ from fairseq.sequence_generator import SequenceGenerator
 from test_transformer_lm import synth as build_lm
 
 from fairseq_synth.checks.case import Case, dictionary, tokens
-from fairseq_synth.models import layers as models
-from fairseq_synth.models.decoding_step import STEP, DecodingStep
-from fairseq_synth.modules import direct
-from fairseq_synth.modules.attention_step import ROWS, SelfAttentionStep
-from fairseq_synth.modules.cross_attention import CrossAttention, CrossAttentionStep
-from fairseq_synth.modules.decoding_state import ROOM, CachingAttention, Slots
-from fairseq_synth.modules.hypotheses import SENTENCES, follow, owners
-from fairseq_synth.modules.linear import Linear
+from fairseq_synth.decoding import plain_modules
+from fairseq_synth.decoding.cross_attention import CrossAttentionStep
+from fairseq_synth.decoding.self_attention import ROWS, SelfAttentionStep
+from fairseq_synth.decoding.sentences import follow_order, rows_of
+from fairseq_synth.decoding.step import DecodingStep
+from fairseq_synth.models import decoder as models
+from fairseq_synth.modules import incremental_state
+from fairseq_synth.modules.cache import ROOM, Slots
+from fairseq_synth.modules.incremental_state import SENTENCES, STEP
+from fairseq_synth.modules.products import Linear
 from fairseq_synth.modules.scorers import SCORERS
 
 SPECS = sorted(SCORERS) + ["random+dot_product", "random+factorized_random", "dense+fixed_random+dot_product"]
@@ -80,14 +82,13 @@ def decode(model, orders=ORDERS, change=None, beam=BEAM):
     return outs, state
 
 
-def in_general(model, monkeypatch, **options):
+def in_general(model, **options):
     """The same in fairseq's way, every hypothesis with its own copy of the encoder's output."""
-    with monkeypatch.context() as patch:
-        patch.setattr(models, "can_step", lambda *args: False)
-        patch.setattr(models, "once_per_sentence", lambda decoder, encoder_out, state: encoder_out)
-        patch.setattr(CrossAttention, "can_step", lambda *args: False)
-        patch.setattr(CrossAttention, "reorder_incremental_state", CachingAttention.reorder_incremental_state)
+    model.decoder.short_steps = False
+    try:
         return decode(model, **options)[0]
+    finally:
+        model.decoder.short_steps = True
 
 
 def assert_equal(got, expected, atol=1e-9):
@@ -99,7 +100,7 @@ def assert_equal(got, expected, atol=1e-9):
 
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("options", OPTIONS)
-def test_the_short_way_equals_the_general_one(spec, options, taken, monkeypatch):
+def test_the_short_way_equals_the_general_one(spec, options, taken):
     case = Case(spec, "decoder", options)
     model = case.model()
     got, _ = decode(model)
@@ -107,14 +108,14 @@ def test_the_short_way_equals_the_general_one(spec, options, taken, monkeypatch)
     asked = 2 * steps if "persistent_memory" in named else 2  # the first step has nothing cached
     cross = 0 if "decoder_attention_dim" in named else 2 * (steps - 1)  # not fairseq's own attention
     assert taken == {"step": steps, "self": 2 * steps, "asked": asked, "cross": cross}
-    assert_equal(got, in_general(model, monkeypatch))
+    assert_equal(got, in_general(model))
 
 
 @pytest.mark.parametrize("orders", OTHERS)
 @pytest.mark.parametrize("short", [True, False])
 def test_rows_may_go_anywhere(orders, short, monkeypatch):
     model = Case("random+dot_product", "decoder").model()
-    expected = in_general(model, monkeypatch, orders=orders)
+    expected = in_general(model, orders=orders)
     if not short:
         monkeypatch.setattr(models, "can_step", lambda *args: False)
     assert_equal(decode(model, orders)[0], expected)
@@ -132,11 +133,11 @@ def test_language_models(spec, taken):
 
 
 @pytest.mark.parametrize("spec", ["random", "random+dot_product"])
-def test_other_attention_to_the_encoder_is_asked(spec, taken, monkeypatch):
+def test_other_attention_to_the_encoder_is_asked(spec, taken):
     model = Case(spec, "cross").model()
     got, _ = decode(model)
     assert taken["step"] == len(got) and not taken["cross"]
-    assert_equal(got, in_general(model, monkeypatch))
+    assert_equal(got, in_general(model))
 
 
 def test_many_rows_of_a_map(taken):
@@ -165,7 +166,7 @@ def test_tokens_of_any_number_may_follow():
 
 
 # ------------------------------------------------------------------------------------------- where it may not be taken
-def test_pads_take_the_general_way(taken, monkeypatch):
+def test_pads_take_the_general_way(taken):
     """Beams that fairseq has given up may hold pads; from then on the cache knows of pads."""
 
     def pad(t, target):
@@ -175,7 +176,7 @@ def test_pads_take_the_general_way(taken, monkeypatch):
     model = Case("random+dot_product", "decoder").model()
     got, state = decode(model, change=pad)
     assert taken["step"] == len(got) - 1 and taken["asked"] == 2 * (len(got) - 3)
-    assert_equal(got, in_general(model, monkeypatch, change=pad))
+    assert_equal(got, in_general(model, change=pad))
 
 
 def retain_dropout(model):
@@ -199,9 +200,9 @@ class Changed(models.SynthDecoderLayer):
 
 
 @pytest.mark.parametrize("name", BLOCKERS)
-def test_a_decoder_that_is_not_plain(name, taken, monkeypatch):
+def test_a_decoder_that_is_not_plain(name, taken):
     model = Case("random", "decoder").model()
-    expected = in_general(model, monkeypatch)
+    expected = in_general(model)
     BLOCKERS[name](model)
     got, state = decode(model)
     assert taken["step"] == 0 and state[STEP] is None
@@ -226,9 +227,9 @@ def test_gradients_take_the_general_way(taken):
 
 
 @pytest.mark.parametrize("part", ["self_attn", "self_attn.scorer", "self_attn.v_proj", "encoder_attn", "fc1"])
-def test_hooks_are_called_at_every_step(part, monkeypatch):
+def test_hooks_are_called_at_every_step(part):
     model, calls = Case("random", "decoder").model(), []
-    expected = in_general(model, monkeypatch)
+    expected = in_general(model)
     model.decoder.layers[1].get_submodule(part).register_forward_hook(lambda *a: calls.append(1))
     got, _ = decode(model)
     assert len(calls) == len(got)
@@ -250,14 +251,17 @@ def test_searches_find_the_same(count, options, taken, monkeypatch):
     models_ = [Case(spec, "decoder").model() for spec in ("random+dot_product", "dense")[:count]]
     got = search(models_, dictionary(), **options)
     assert taken["step"] > 8
-    monkeypatch.setattr(models, "can_step", lambda *args: False)
+    for model in models_:
+        model.decoder.short_steps = False
+    steps = taken["step"]
     expected = search(models_, dictionary(), **options)
+    assert taken["step"] == steps
     for a, b in zip(sum(got, []), sum(expected, [])):
         assert a[0] == b[0]
         assert torch.allclose(a[1], b[1], atol=1e-5) and torch.allclose(a[2], b[2], atol=1e-5)
 
 
-def test_another_search_sees_other_weights(monkeypatch):
+def test_another_search_sees_other_weights():
     """Nothing that was prepared for one search is left for the next."""
     model = Case("random+fixed_random", "decoder").model()
     before, _ = decode(model)
@@ -266,17 +270,33 @@ def test_another_search_sees_other_weights(monkeypatch):
             parameter.mul_(1.5)
     after, _ = decode(model)
     assert not torch.allclose(before[-1][0], after[-1][0], atol=1e-3)
-    assert_equal(after, in_general(model, monkeypatch))
+    assert_equal(after, in_general(model))
 
 
-def test_bfloat16(monkeypatch):
+def test_bfloat16():
     model = Case("random+dot_product", "decoder").model().to(torch.bfloat16)
     got = decode(model)[0]
     assert all(x.dtype == torch.bfloat16 for x in got[-1])
-    assert_equal([g[:1] for g in got], [g[:1] for g in in_general(model, monkeypatch)], atol=0.1)
+    assert_equal([g[:1] for g in got], [g[:1] for g in in_general(model)], atol=0.1)
 
 
 # ------------------------------------------------------------------------------------------- its parts
+@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.parametrize("spec, side, options", [("random+dot_product", "decoder", SPAN), ("dense", "cross", ())])
+def test_everything_in_the_state_is_declared(spec, side, options, short):
+    model = Case(spec, side, options).model()
+    model.decoder.short_steps = short
+    _, state = decode(model)
+    declared = {entry.key for entry in incremental_state.ATTENTION}
+    for key, entry in state.items():
+        if key not in {entry.key for entry in incremental_state.DECODER}:
+            assert key.endswith(".attn_state") and set(entry) <= declared, entry
+    source = tokens()
+    out = set(model.encoder(source, source.ne(1).sum(1)))
+    stock = {"encoder_out", "encoder_padding_mask", "encoder_embedding", "encoder_states", "fc_results", "src_tokens"}
+    assert out - stock - {"src_lengths"} == {entry.key for entry in incremental_state.ENCODER_OUT}
+
+
 def test_slots_leave_older_slots_alone():
     first = torch.randn(3, 2, 4)
     with torch.no_grad():
@@ -293,12 +313,12 @@ def test_slots_leave_older_slots_alone():
 
 
 def test_rows_follow_their_sentences():
-    owner = owners(2, 3, torch.device("cpu"))
-    assert follow(torch.tensor([2, 0, 0, 3, 5, 4]), owner) == (None, owner)
-    sentences, kept = follow(torch.tensor([3, 5, 4]), owner)
+    owner = rows_of(2, 3, torch.device("cpu"))
+    assert follow_order(torch.tensor([2, 0, 0, 3, 5, 4]), owner) == (None, owner)
+    sentences, kept = follow_order(torch.tensor([3, 5, 4]), owner)
     assert sentences.tolist() == [1] and kept.tolist() == [[0, 0, 0]]
     for order in ([1, 3, 4], [0, 1], [5, 0, 1, 2, 3, 4]):
-        sentences, kept = follow(torch.tensor(order), owner)
+        sentences, kept = follow_order(torch.tensor(order), owner)
         assert sentences.tolist() == [i // 3 for i in order] and kept.tolist() == [[i] for i in range(len(order))]
 
 
@@ -323,12 +343,12 @@ def test_what_comes_from_a_sentence_is_held_once():
 
 @pytest.mark.parametrize("packing", [1, 1 << 30])
 def test_products_for_a_search(packing, monkeypatch):
-    monkeypatch.setattr(direct, "WORTH_PACKING", packing)
+    monkeypatch.setattr(plain_modules, "WORTH_PACKING", packing)
     modules = [Linear(512, size) for size in (256, 512)]
-    single, joined = direct.linear(modules[1], 8), direct.linears(modules, 8)
+    single, joined = plain_modules.linear(modules[1], 8), plain_modules.linears(modules, 8)
     for rows in (8, 3, 1):
         x = torch.randn(rows, 512)
         with torch.no_grad():
             for got, module in zip([single(x), *joined(x)], [modules[1], *modules]):
                 assert torch.allclose(got, torch.nn.functional.linear(x, module.weight, module.bias), atol=1e-5)
-    assert direct.linear(copy.deepcopy(modules[0]), None) is not modules[0]
+    assert plain_modules.linear(copy.deepcopy(modules[0]), None) is not modules[0]

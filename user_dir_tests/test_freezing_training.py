@@ -235,7 +235,7 @@ def test_loading_starts_anew():
 
 def test_the_record_is_left_out_where_tensors_only_are_wanted():
     model = build(**SMALL, **SHORT, freeze="ffn")
-    with bare_state():
+    with bare_state(model):
         bare = model.state_dict()
     assert record.KEY not in bare and set(model.state_dict()) == {*bare, record.KEY}
     names = [n for n in model.state_dict(prefix="module.") if n.endswith(record.KEY)]

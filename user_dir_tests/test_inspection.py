@@ -12,11 +12,12 @@ from conftest import call_command, train_args
 from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY
 
-from fairseq_synth import compat
+from fairseq_synth import compat, training_log
 from fairseq_synth.cli import main
-from fairseq_synth.inspection import environment, findings, scalars
+from fairseq_synth.errors.installation import explain_import
+from fairseq_synth.inspection import environment, findings
 from fairseq_synth.inspection.loading import open_checkpoint
-from fairseq_synth.modules.mixture import Mixture
+from fairseq_synth.modules.scorers.mixture import Mixture
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_a_seed_in_place_of_frozen_tensors(corpus, tmp_path, capsys):
 
 
 def test_sixteen_heads_take_two_lines(capsys):
-    from fairseq_synth.inspection.inspect import _numbers
+    from fairseq_synth.commands.inspect import _numbers
 
     lines = list(_numbers("layer 0", 10, [f"{n:9,.1f}" for n in range(16)]))
     assert len(lines) == 3 and max(map(len, lines)) <= 80
@@ -194,7 +195,7 @@ def test_what_is_missing(monkeypatch):
     ],
 )
 def test_why_fairseq_cannot_be_imported(error, says):
-    line = environment.explain_import(error)
+    line = explain_import(error)
     assert says in line and "\n" not in line and "pip install" in line
 
 
@@ -227,7 +228,7 @@ def test_mixture_weights_are_logged_while_training():
     for mixture in (m for m in built.modules() if isinstance(m, Mixture)):
         mixture.mixture_logits.data[0] += 1.0
     with metrics.aggregate(new_root=True) as logged:
-        scalars.log_learned(built.train())
+        training_log.log_learned(built.train())
     values = logged.get_smoothed_values()
     expected = {f"mixture_decoder_{i}_self_{name}" for i in (0, 1) for name in ("random", "dot_product")}
     assert set(values) == expected
@@ -235,25 +236,25 @@ def test_mixture_weights_are_logged_while_training():
     copied = copy.deepcopy(built)  # as --ema-decay does: the copy tells of itself
     copied.decoder.layers[0].self_attn.scorer.mixture_logits.data[0] += 100
     with metrics.aggregate(new_root=True) as logged:
-        scalars.log_learned(copied)
+        training_log.log_learned(copied)
     assert logged.get_smoothed_values()["mixture_decoder_0_self_random"] == 1
     assert list(copied.state_dict()) == list(model("synth_transformer", *changes).state_dict())
     with metrics.aggregate(new_root=True) as logged:
-        scalars.log_learned(built.eval())
+        training_log.log_learned(built.eval())
         with torch.no_grad():
-            scalars.log_learned(built.train())
+            training_log.log_learned(built.train())
     assert not logged.get_smoothed_values()
 
 
 def test_trainable_share_is_logged_where_some_is_frozen():
     built = model("synth_transformer")
     with metrics.aggregate(new_root=True) as logged:
-        scalars.log_learned(built.train())
+        training_log.log_learned(built.train())
     assert not logged.get_smoothed_values()
     built = model("synth_transformer")
     parameters = list(built.parameters())
     parameters[0].requires_grad_(False)
     with metrics.aggregate(new_root=True) as logged:
-        scalars.log_learned(built.train())
+        training_log.log_learned(built.train())
     share = 100 * (1 - parameters[0].numel() / sum(p.numel() for p in parameters))
     assert logged.get_smoothed_values() == {"trainable_percent": pytest.approx(share, abs=0.01)}

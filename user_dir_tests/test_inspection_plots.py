@@ -15,6 +15,7 @@ from fairseq_synth.inspection.grids import relative_attention  # noqa: E402
 from fairseq_synth.inspection.loading import open_checkpoint  # noqa: E402
 from fairseq_synth.modules.adaptive_span import AdaptiveSpan  # noqa: E402
 from fairseq_synth.modules.persistent_memory import PersistentMemory  # noqa: E402
+from fairseq_synth.modules.places import Place, place_of  # noqa: E402
 from fairseq_synth.modules.span_attention import SpanAttention  # noqa: E402
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -89,7 +90,7 @@ def test_spans_of_a_stream_model(stream, tmp_path):
 
 
 def test_bars_are_the_spans():
-    found = [findings.Spans(findings.Place("decoder", "self", i), [3.0, 0.0, 500.0], 1000, 32, True) for i in range(2)]
+    found = [findings.Spans(Place("decoder", "self", i), [3.0, 0.0, 500.0], 1000, 32, True) for i in range(2)]
     figure = figures.spans_figure(found, "title")
     (axes,) = figure.axes
     bars = [bar for container in axes.containers for bar in container]
@@ -147,7 +148,7 @@ def test_hooks_see_what_the_model_uses(translation):
     assert len(caught) == len(attentions) == 6
     for name, attention in attentions.items():
         value = attention.v_proj(inputs[name]["value"])[:, 0].view(-1, 2, 8).transpose(0, 1)
-        y = (caught[findings.place_of(name)] @ value).transpose(0, 1).reshape(-1, 16)
+        y = (caught[place_of(name)] @ value).transpose(0, 1).reshape(-1, 16)
         torch.testing.assert_close(attention.out_proj(y), outputs[name][:, 0])
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in attentions.values())
     assert not any(getattr(m, "skip_embed_dim_check", False) for m in attentions.values())

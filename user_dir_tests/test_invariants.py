@@ -5,14 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_synth.checks import INVARIANTS, Case, check_one, run
+from fairseq_synth.checks import INVARIANTS, Case, check_one, invariants, run
 from fairseq_synth.checks.case import states
-from fairseq_synth.modules.scorers import SCORERS, Scorer, register_scorer
-from fairseq_synth.modules.scorers.base import Logits
+from fairseq_synth.modules.scorers import SCORERS, Logits, Scorer, register_scorer
+from fairseq_synth.modules.scorers.base import takers
 from fairseq_synth.modules.scorers.random import RandomScorer
+from fairseq_synth.modules.weighted_sum import blocks, choose
 
+HEADS = ["random|dot_product", "dense:1|factorized_random+dot_product:1"]
 MIXTURES = ["random+dot_product", "dense+dot_product", "dense+random", "factorized_random+factorized_dense"]
-SPECS = sorted(SCORERS) + MIXTURES
+SPECS = sorted(SCORERS) + MIXTURES + HEADS
 SPANS = {"encoder_adaptive_span": 6, "decoder_adaptive_span": 6, "span_ramp": 2}
 PLACES = [(name, side) for name, inv in INVARIANTS.items() for side in inv.sides]
 
@@ -23,7 +25,7 @@ def test_invariant(name, side, spec):
     outcome = check_one(INVARIANTS[name], Case(spec, side))
     assert outcome.passed, f"{outcome.detail} (error {outcome.error}, tolerance {outcome.tolerance})"
     if outcome.error is None:
-        assert name == "too_long" and "max_length" not in SCORERS[spec].options, outcome.detail
+        assert name == "too_long" and spec not in takers("max_length"), outcome.detail
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_the_shared_path_equals_the_path_with_weights():
         mask = torch.arange(6) >= torch.tensor([[6], [4], [1]])
         fast = attention(x, key_padding_mask=mask, need_weights=False)[0]
         slow, weights = attention(x, key_padding_mask=mask, need_head_weights=True)
-        assert weights.shape == (2, 3, 6, 6) and float(weights[:, 2, :, 1:].max()) == 0.0
+        assert weights.shape == (2, 3, 6, 6) and float(weights[:, 2, :, 1:].max().detach()) == 0.0
         for b, n in enumerate((6, 4, 1)):
             assert torch.allclose(fast[:n, b], slow[:n, b], atol=1e-12)
 
@@ -106,78 +108,81 @@ def test_the_shared_path_survives_a_maximum_under_a_pad():
 class SlotScorer(RandomScorer):
     """Indexes slots: what a port does that forgets left padding."""
 
-    def forward(self, x, q, k, positions):
-        return self.map[:, positions.start : positions.start + positions.queries, : positions.keys]
+    def logits(self, x, q, k, positions):
+        return Logits(bias=self.map[:, positions.start : positions.start + positions.queries, : positions.keys])
 
 
 class FirstRowScorer(RandomScorer):
     """Always starts at row 0: what cached decoding of a published JAX port does."""
 
-    def forward(self, x, q, k, positions):
-        return positions.columns(positions._replace(start=0).rows(self.map))
+    def logits(self, x, q, k, positions):
+        return Logits(bias=positions.columns(positions._replace(start=0).rows(self.map)))
 
 
 class NeighbourScorer(Scorer):
     """Looks at the tokens after it, and across the batch."""
 
-    def forward(self, x, q, k, positions):
+    def logits(self, x, q, k, positions):
         total = x[..., 0].flip(0).cumsum(0).flip(0) + x[..., 1].sum()
-        return total.t()[:, None, :, None].expand(-1, 2, -1, positions.keys) * 0.1 * torch.arange(positions.keys)
+        total = total.t()[:, None, :, None].expand(-1, 2, -1, positions.keys)
+        return Logits(bias=total * 0.1 * torch.arange(positions.keys))
 
 
 class UntrainedScorer(RandomScorer):
     """A parameter that nothing uses."""
 
-    def forward(self, x, q, k, positions):
-        return super().forward(x, q, k, positions).detach()
+    def logits(self, x, q, k, positions):
+        return Logits(bias=super().logits(x, q, k, positions).full().detach())
 
 
 class DriftingScorer(RandomScorer):
     """A buffer that every call changes."""
 
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, attention, options):
+        super().__init__(attention, options)
         self.register_buffer("calls", torch.zeros(1))
 
-    def forward(self, x, q, k, positions):
+    def logits(self, x, q, k, positions):
         self.calls += 1
-        return super().forward(x, q, k, positions)
+        return super().logits(x, q, k, positions)
 
 
 class UnsavedScorer(RandomScorer):
     """A plain tensor: never saved, different in every process."""
 
-    def __init__(self, config):
-        super().__init__(config)
-        self.noise = torch.randn(config.num_heads, config.max_length, config.max_length)
+    def __init__(self, attention, options):
+        super().__init__(attention, options)
+        self.noise = torch.randn(attention.num_heads, options.max_length, options.max_length)
 
-    def forward(self, x, q, k, positions):
-        return positions.columns(positions.rows(self.map + self.noise.to(self.map)))
+    def logits(self, x, q, k, positions):
+        return Logits(bias=positions.columns(positions.rows(self.map + self.noise.to(self.map))))
 
 
 class OverflowScorer(RandomScorer):
     """Too large for half precision."""
 
-    def forward(self, x, q, k, positions):
-        return super().forward(x, q, k, positions) * 1e5 * 1e5 / 1e10
+    def logits(self, x, q, k, positions):
+        return Logits(bias=super().logits(x, q, k, positions).full() * 1e5 * 1e5 / 1e10)
 
 
-class OtherTermsScorer(RandomScorer):
-    """The short way says something else than the reference."""
+class WritingScorer(RandomScorer):
+    """Its parameter is written in the forward pass."""
 
-    def terms(self, x, q, k, positions):
-        return Logits(bias=2 * self(x, q, k, positions))
+    def logits(self, x, q, k, positions):
+        with torch.no_grad():
+            self.map.mul_(0.5)
+        return super().logits(x, q, k, positions)
 
 
 @pytest.mark.parametrize(
     "broken, caught",
     [
-        (OtherTermsScorer, {"reference", "padding", "cached", "generation"}),
+        (WritingScorer, {"freeze", "reorder", "alone"}),
         (SlotScorer, {"padding"}),
         (FirstRowScorer, {"cached", "reference"}),
         (NeighbourScorer, {"reference", "causality", "alone", "cached", "reorder"}),
         (UntrainedScorer, {"gradients"}),
-        (DriftingScorer, {"frozen"}),
+        (DriftingScorer, {"buffers"}),
         (UnsavedScorer, {"reload"}),
         (OverflowScorer, {"half_precision"}),
     ],
@@ -190,20 +195,33 @@ def test_a_broken_scorer_is_caught(broken, caught, monkeypatch):
 
 def test_too_long_can_fail(monkeypatch):
     class Silent(RandomScorer):
-        def __init__(self, config):
-            super().__init__(config)
-            self.max_length = config.max_length - 2  # the map is longer than it says
+        """Says that it takes any length, and repeats its last row."""
+
+        def __init__(self, attention, options):
+            super().__init__(attention, options)
+            self.max_length = _Endless(options.max_length)
 
     monkeypatch.setitem(SCORERS, "silent", Silent)
-    attention = Case("silent", "encoder").attention()
-    monkeypatch.setattr(type(attention), "_positions", lambda self, steps, memory, inc: _unlimited(steps, memory))
     assert not check_one(INVARIANTS["too_long"], Case("silent", "encoder")).passed
 
 
-def _unlimited(steps, memory):
-    from fairseq_synth.modules.positions import Positions
+class _Endless(int):
+    """A limit that nothing is beyond."""
 
-    return Positions(memory.start, steps, memory.value.size(2))
+    def __lt__(self, other):
+        return False
+
+    __gt__ = __le__ = __ge__ = __lt__
+
+
+def test_a_way_that_differs_is_caught(monkeypatch):
+    def wrong(case):
+        outputs, weights = blocks.attend(case)
+        return outputs * 1.001, weights
+
+    monkeypatch.setattr(choose, "WAYS", [blocks.WAY._replace(attend=wrong), *choose.WAYS])
+    monkeypatch.setattr(invariants, "WAYS", choose.WAYS)
+    assert not check_one(INVARIANTS["ways"], Case("dot_product", "decoder")).passed
 
 
 def test_registering_a_scorer_is_enough_to_check_it(monkeypatch):

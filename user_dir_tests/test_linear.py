@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_synth.checks.case import Case
 from fairseq_synth.models.layers import SynthDecoder
-from fairseq_synth.modules import linear as module
-from fairseq_synth.modules.linear import Linear, is_faster, linear, use_faster_linear
+from fairseq_synth.modules import products as module
+from fairseq_synth.modules.products import Linear, is_faster, linear, use_faster_linear
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 

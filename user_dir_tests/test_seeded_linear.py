@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fairseq_synth.errors import UsageError
-from fairseq_synth.modules.linear import ENABLED, Linear
+from fairseq_synth.modules.products import ENABLED, Linear
 from fairseq_synth.seeded import linear
 from fairseq_synth.seeded.linear import SeededLinear, blocks, seeded_linear
 from fairseq_synth.seeded.recipe import Recipe, Rule

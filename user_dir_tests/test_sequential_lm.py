@@ -9,11 +9,12 @@ import pytest
 import torch
 from conftest import USER_DIR, call_command
 from fairseq import checkpoint_utils
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import Dictionary
 
-from fairseq_synth.auxiliary_loss import PATIENCE, SpanLossMixin, adaptive_spans, attach
+from fairseq_synth.auxiliary_loss import PATIENCE, AuxiliaryLossMixin, adaptive_spans
 from fairseq_synth.errors import UsageError, explain
-from fairseq_synth.models.config import with_defaults
+from fairseq_synth.models.presets import with_defaults
 from fairseq_synth.models.sequential_decoder import SequentialDecoder
 from fairseq_synth.models.sequential_lm import PRESETS, SequentialLMBase, SequentialLMConfig
 from fairseq_synth.modules.stream_memory import StreamMemory
@@ -179,63 +180,52 @@ def test_a_block_longer_than_the_positions_is_refused():
 
 
 # ------------------------------------------------------------------------------------------- span loss and optimizer
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("scale", [1.0, 128.0])
-def test_attached_term_is_the_term_per_token(smoothing, scale):
-    from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
-
-    torch.manual_seed(0)
-    x, w = torch.randn(6, 9, requires_grad=True), torch.randn(3, requires_grad=True)
-    target = torch.tensor([[1], [4], [0], [5], [0], [8]])  # 0: pad
-
-    def loss(log_probs):
-        return label_smoothed_nll_loss(log_probs, target, smoothing, ignore_index=0, reduce=True)[0]
-
-    attached = loss(attach(x.log_softmax(-1), w.pow(2).sum())) * scale
-    got = torch.autograd.grad(attached, (x, w))
-    plain = loss(x.log_softmax(-1))
-    expected = torch.autograd.grad((plain + 4 * w.pow(2).sum()) * scale, (x, w))
-    assert attached.item() == pytest.approx(plain.item() * scale)
-    torch.testing.assert_close(got, expected)
+def criterion(name, sentence_avg=False, **options):
+    """fairseq's, as its commands build it. (adaptive_loss asks the adaptive softmax, not the model.)"""
+    task = Namespace(source_dictionary=dictionary(), target_dictionary=dictionary())
+    return CRITERION_REGISTRY[name](task, sentence_avg, *options.values())
 
 
-def test_span_loss_shortens_spans_and_only_while_training():
-    model = build(span_loss=1e-3)
-    tokens = sentence()
-    gradients = []
-    for weight in (0.0, 1e-3):
-        model.train().zero_grad()
-        model.span_loss_weight = weight
-        log_probs(model, tokens[:, :-1]).gather(2, tokens[:, 1:, None]).sum().neg().backward()
-        gradients.append(torch.stack([s.span_ratio.grad for s in adaptive_spans(model)]))
-    # per token: weight * S / heads
-    expected = torch.full((2, 2), tokens[:, 1:].numel() * 1e-3 * 40 / 2, dtype=torch.double)
-    torch.testing.assert_close(gradients[1] - gradients[0], expected)
-    log = log_probs(model.eval(), tokens)
-    assert "Attach" not in type(log.grad_fn).__name__
+CRITERIONS = [
+    ("cross_entropy", {}, {}),
+    ("cross_entropy", {"sentence_avg": True}, {}),
+    ("label_smoothed_cross_entropy", {"label_smoothing": 0.1}, {}),
+    ("adaptive_loss", {}, {"adaptive_cutoff": "8,14"}),
+]
 
 
-def test_span_loss_joins_the_adaptive_loss():
-    """fairseq's adaptive_loss: the sum of cross entropies over head and tails, pads left out."""
-    model = build(adaptive_cutoff="8,14").train()
+@pytest.mark.parametrize("name, options, changes", CRITERIONS)
+def test_the_span_loss_joins_every_criterion(name, options, changes):
+    """Its gradient is that of sample_size * weight * mean span, whatever the criterion asks of the model."""
+    model, loss_of = build(**changes).train(), criterion(name, **options)
     tokens, target = sentence()[:, :-1], sentence()[:, 1:].clone()
     target[0, -4:] = model.decoder.padding_idx
-    gradients = []
+    sample = {"net_input": {"src_tokens": tokens}, "target": target, "ntokens": target.numel() - 4, "nsentences": 1}
+    gradients, logged = [], []
     for weight in (0.0, 1e-3):
         model.zero_grad()
         model.span_loss_weight = weight
-        logits, targets = model.decoder.adaptive_softmax(model(tokens)[0], target.reshape(-1))
-        pairs = [(x, t) for x, t in zip(logits, targets) if t is not None]
-        loss = sum(torch.nn.functional.cross_entropy(x, t, ignore_index=1, reduction="sum") for x, t in pairs)
+        loss, sample_size, logging_output = loss_of(model, sample)
         (loss * 16).backward()
         gradients.append(torch.stack([s.span_ratio.grad for s in adaptive_spans(model)]))
-    expected = torch.full((2, 2), 16 * (target.numel() - 4) * 1e-3 * 40 / 2, dtype=torch.double)
+        logged.append(float(logging_output["loss"]))
+    assert sample_size == (1 if options.get("sentence_avg") else target.numel() - 4) and logged[0] == logged[1]
+    expected = torch.full((2, 2), 16 * sample_size * 1e-3 * 40 / 2, dtype=torch.double)  # weight * S / heads
     torch.testing.assert_close(gradients[1] - gradients[0], expected, rtol=1e-4, atol=0)
+
+
+def test_no_span_loss_in_evaluation_and_for_single_losses():
+    model, loss_of = build(span_loss=1e3).train(), criterion("cross_entropy")
+    tokens = sentence()
+    sample = {"net_input": {"src_tokens": tokens[:, :-1]}, "target": tokens[:, 1:], "ntokens": 5, "nsentences": 1}
+    assert float(loss_of(model, sample)[0].detach()) > 1e3
+    for loss in (loss_of(model, sample, reduce=False)[0], loss_of(model.eval(), sample)[0]):
+        assert float(loss.detach().max()) < 1e3
 
 
 def test_spans_that_never_move_are_reported(caplog):
     model = build().train()
-    assert isinstance(model, SpanLossMixin)
+    assert isinstance(model, AuxiliaryLossMixin)
     with caplog.at_level("WARNING"):
         for update in range(PATIENCE + 3):
             model.set_num_updates(update)

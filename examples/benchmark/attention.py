@@ -14,10 +14,10 @@ from fairseq.modules.lightweight_convolution import LightweightConv
 from gemms import record, replay
 from torch import Tensor, nn
 
+from fairseq_synth.models.build_attention import build_attention
 from fairseq_synth.models.config import SynthTransformerFlatConfig, namespace, nested_config
-from fairseq_synth.models.layer_attention import build_attention
-from fairseq_synth.modules.scorers import SCORERS
-from fairseq_synth.modules.spec import parse_spec
+from fairseq_synth.modules.scorers.base import takers
+from fairseq_synth.modules.scorers.spec import parse_spec
 
 Shape = Tuple[int, int, int, int]
 # short and long sentences, at the widths of the tiny, the 256-dimensional and the base model
@@ -51,14 +51,14 @@ class Convolution(nn.Module):
 def synthesizer(spec: str, shape: Shape) -> nn.Module:
     """The plugin's self-attention of a decoder layer."""
     steps, _, heads, size = shape
-    names = parse_spec(spec, 1, "--variants")[0]
+    parsed = parse_spec(spec, 1, "--variants", heads)[0]
     sizes = {f"{side}_{k}": v for side in ("encoder", "decoder")
              for k, v in (("embed_dim", heads * size), ("attention_heads", heads), ("layers", 1))}  # fmt: skip
-    if any("max_length" in SCORERS[name].options for name in names):
+    if set(parsed.names).intersection(takers("max_length")):
         sizes["synthesizer_max_length"] = max(MAX_LENGTH, steps)
     options: Dict[str, Any] = {"encoder_self_attention": spec, "decoder_self_attention": spec, **sizes}
     cfg = nested_config(namespace(SynthTransformerFlatConfig, options))
-    return build_attention(cfg, "decoder", "self_attn", 0, names)
+    return build_attention(cfg, "decoder", "self_attn", 0, parsed)
 
 
 def layer(name: str, shape: Shape) -> nn.Module:

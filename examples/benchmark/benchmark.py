@@ -90,7 +90,7 @@ def import_file(path: str) -> None:
 
 def choose_variants(text: Optional[str]) -> List[str]:
     from fairseq_synth.modules.scorers import scorer_names
-    from fairseq_synth.modules.spec import parse_spec
+    from fairseq_synth.modules.scorers.spec import parse_spec
 
     if text is None:
         return [*sorted(scorer_names(), key=lambda name: name != "random"), "random+dot_product"]

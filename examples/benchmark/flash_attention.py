@@ -14,9 +14,9 @@ from language_model import SHARE, free_memory, refuse_beyond
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairseq_synth.modules import linear
+from fairseq_synth.modules import products
 from fairseq_synth.modules.scorers import SCORERS
-from fairseq_synth.modules.spec import parse_spec
+from fairseq_synth.modules.scorers.spec import parse_spec
 
 STOCK, BARE = "flash", "one large product"
 LENGTHS: Dict[str, Tuple[int, ...]] = {
@@ -77,7 +77,7 @@ def compare(shape: Shape, settings: Settings) -> List[Results]:
 def large_product(side: int, settings: Settings) -> Callable[[], Any]:
     """As fast as this machine multiplies."""
     left, right = (torch.randn(side, side, device=settings.device).to(settings.dtype) for _ in range(2))
-    multiply = linear.product if linear.is_faster(side**3, left, right) else torch.mm
+    multiply = products.product if products.is_faster(side**3, left, right) else torch.mm
     return lambda: multiply(left, right)
 
 
@@ -86,7 +86,7 @@ def memory(name: str, shape: Shape) -> float:
     if name == STOCK:
         return 0.0
     steps, batch, heads, _ = shape
-    tokens = any(SCORERS[scorer].uses_tokens for scorer in parse_spec(name, 1, "--variants")[0])
+    tokens = any(SCORERS[scorer].depends_on == "tokens" for scorer in parse_spec(name, 1, "--variants")[0].names)
     return COPIES * 4.0 * heads * steps**2 * (batch if tokens else 1)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fairseq_synth.modules.linear import product
+from fairseq_synth.modules.products import product
 
 
 class Product(NamedTuple):
@@ -24,7 +24,7 @@ class Product(NamedTuple):
     columns: int
     left_transposed: bool = False
     right_transposed: bool = False
-    onednn: bool = False  # made by fairseq_synth.modules.linear
+    onednn: bool = False  # made by fairseq_synth.modules.products
 
     @property
     def flops(self) -> int:

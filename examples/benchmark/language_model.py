@@ -13,7 +13,8 @@ from models import build_for_generation, build_trainer, dictionary, precision, t
 
 from fairseq_synth.errors import UsageError
 from fairseq_synth.modules.scorers import SCORERS
-from fairseq_synth.modules.spec import parse_spec
+from fairseq_synth.modules.scorers.base import takers
+from fairseq_synth.modules.scorers.spec import parse_spec
 from fairseq_synth.modules.stream_memory import StreamMemory
 
 STOCK, SPAN = "transformer_lm", "adaptive_span"
@@ -48,7 +49,7 @@ def arguments(name: str, length: int, settings: Settings) -> List[str]:
     model = ["--arch", "transformer_lm", "--decoder-input-dim", str(DIM), "--decoder-output-dim", str(DIM)]
     if name != STOCK:
         model = ["--arch", "synth_transformer_lm", "--decoder-self-attention", name]
-        if any("max_length" in SCORERS[scorer].options for scorer in scorers_of(name)):
+        if set(scorers_of(name)).intersection(takers("max_length")):
             model += ["--synthesizer-max-length", str(length)]
     sizes = [("layers", LAYERS), ("embed-dim", DIM), ("ffn-embed-dim", FFN), ("attention-heads", HEADS)]
     return ["DATA", "--task", "language_modeling", *model, *(a for k, v in sizes for a in (f"--decoder-{k}", str(v))),
@@ -112,14 +113,14 @@ def refuse_beyond(free: float, used: float, needed: float, length: int) -> None:
 
 def training_memory(name: str, length: int, rows: int) -> Tuple[float, float]:
     """Bytes, roughly: maps with gradient and Adam's two moments, which last; a few copies of the attention weights."""
-    tokens = name == STOCK or any(SCORERS[scorer].uses_tokens for scorer in scorers_of(name))
+    tokens = name == STOCK or any(SCORERS[scorer].depends_on == "tokens" for scorer in scorers_of(name))
     square = 4.0 * LAYERS * HEADS * length**2
     maps = sum({"random": 4, "fixed_random": 1}.get(scorer, 0) for scorer in scorers_of(name))
     return maps * square, 0.0 if name == SPAN else 3 * square * (rows if tokens else 1)
 
 
-def scorers_of(name: str) -> Tuple[str, ...]:
-    return () if name in (STOCK, SPAN) else parse_spec(name, 1, "--variants")[0]
+def scorers_of(name: str) -> List[str]:
+    return [] if name in (STOCK, SPAN) else parse_spec(name, 1, "--variants")[0].names
 
 
 def free_memory(settings: Settings) -> float:

@@ -14,7 +14,7 @@ from common import Results, Section, Settings, texts
 
 from fairseq_synth import compat
 from fairseq_synth.errors import UsageError
-from fairseq_synth.modules import linear
+from fairseq_synth.modules import products
 
 
 def prepare(out: Path) -> None:
@@ -44,7 +44,7 @@ def describe(settings: Settings) -> Dict[str, Any]:
         "dtype": settings.dtype_name,
         "threads": settings.threads,
         "clock": settings.clock_name,
-        "onednn": linear.ENABLED,
+        "onednn": products.ENABLED,
         "seed": settings.seed,
         "fewest_rounds": settings.rounds,
         "seconds_per_race": settings.seconds,

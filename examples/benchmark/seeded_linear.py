@@ -40,7 +40,7 @@ class FeedForward(nn.Module):
 
 
 def linear(name, inputs, outputs, kind):
-    from fairseq_synth.modules.linear import Linear
+    from fairseq_synth.modules.products import Linear
     from fairseq_synth.seeded.linear import SeededLinear
     from fairseq_synth.seeded.recipe import Recipe, Rule
 

@@ -26,8 +26,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from common import Column, Results, Section, Settings, combine, race  # noqa: E402
 
 from fairseq_synth.modules.adaptive_span import AdaptiveSpan  # noqa: E402
-from fairseq_synth.modules.banded_attention import banded_attention  # noqa: E402
 from fairseq_synth.modules.span_attention import SpanAttention  # noqa: E402
+from fairseq_synth.modules.weighted_sum.banded import banded_attention  # noqa: E402
 
 HEADS, SIZE, BLOCK, MAX_SPAN, BATCH = 8, 64, 512, 8192, 1
 SHORT, LONG = [0, 5, 10, 20, 40, 60, 80, 100], [4000, 20, 50, 80, 120, 160, 200, 250]

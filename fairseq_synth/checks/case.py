@@ -1,17 +1,18 @@
 """What is checked: one spec, as a bare attention and inside a tiny model, on small seeded inputs in float64."""
 
 from argparse import Namespace
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
+from fairseq_synth.models.build_attention import build_attention
 from fairseq_synth.models.config import SynthTransformerFlatConfig, namespace, nested_config
-from fairseq_synth.models.layer_attention import build_attention
 from fairseq_synth.models.transformer import SynthTransformerBase
-from fairseq_synth.models.validation import layer_specs
 from fairseq_synth.modules.attention import SynthAttention
+from fairseq_synth.modules.scorers.base import takers
+from fairseq_synth.modules.scorers.spec import LayerSpec, parse_spec
 
 LENGTHS = (7, 5, 2)  # of the three sentences of a batch
 MAX_LENGTH = 12
@@ -40,16 +41,12 @@ class Case(NamedTuple):
         specs["cross_attention" if self.side == "cross" else f"{self.side}_self_attention"] = self.spec
         overrides = {**sizes, **specs, "dropout": 0.0, "synthesizer_max_length": MAX_LENGTH}
         overrides.update(dict(self.options))
-        if not any(name in self.uses() for name in ("max_length",)):
+        if not set(self.spec_of_layer().names).intersection(takers("max_length")):
             del overrides["synthesizer_max_length"]
         return namespace(SynthTransformerFlatConfig, overrides)
 
-    def uses(self) -> List[str]:
-        """The options that the spec's scorers take."""
-        from fairseq_synth.modules.scorers import SCORERS
-        from fairseq_synth.modules.spec import parse_spec
-
-        return [o for name in parse_spec(self.spec, 1, "SPEC")[0] for o in SCORERS[name].options]
+    def spec_of_layer(self) -> LayerSpec:
+        return parse_spec(self.spec, 1, "SPEC")[0]
 
     def model(self, seed: Optional[int] = None) -> SynthTransformerBase:
         """The model, in float64 and evaluation mode; maps are enlarged so that attention is far from uniform."""
@@ -63,7 +60,7 @@ class Case(NamedTuple):
         torch.manual_seed(self.seed)
         cfg = nested_config(self.config())
         side, kind = ("decoder", "encoder_attn") if self.side == "cross" else (self.side, "self_attn")
-        attention = build_attention(cfg, side, kind, 0, layer_specs(cfg, self.side)[0])
+        attention = build_attention(cfg, side, kind, 0, cfg.attentions[self.side][0])
         attention.right_padded = right_padded and self.side != "cross"
         return _sharpen(attention).double().eval()
 

@@ -24,6 +24,10 @@ from fairseq_synth.checks.registry import NotApplicable, invariant
 from fairseq_synth.errors import UsageError
 from fairseq_synth.modules.attention import SynthAttention
 from fairseq_synth.modules.positions import Positions
+from fairseq_synth.modules.scorers.logits import HeadLogits
+from fairseq_synth.modules.weighted_sum import whole as reference_way
+from fairseq_synth.modules.weighted_sum.by_heads import split_case
+from fairseq_synth.modules.weighted_sum.choose import WAYS
 
 
 # ---------------------------------------------------------------------- helpers
@@ -31,7 +35,7 @@ def _gap(a: Tensor, b: Tensor) -> float:
     if a.shape != b.shape:
         raise ValueError(f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
     difference = (a.double() - b.double()).abs()
-    return float("inf") if not bool(torch.isfinite(difference).all()) else float(difference.max())
+    return float("inf") if not bool(torch.isfinite(difference).all()) else float(difference.max().detach())
 
 
 def _attend(attention: SynthAttention, x: Tensor, **options: Any) -> Tensor:
@@ -68,13 +72,13 @@ def naive_attention(attention: SynthAttention, x: Tensor) -> Tensor:
     """T x 1 x C -> T x 1 x C, one token and one head at a time, from the scorer's rows."""
     steps, heads, size = x.size(0), attention.num_heads, attention.head_dim
     values = attention.v_proj(x).view(steps, heads, size)
-    needs_keys = attention.scorer.needs_keys
-    keys = attention._heads(attention.k_proj(x)) if needs_keys else None
+    keys = None if attention.k_proj is None else attention.split_heads(attention.k_proj(x))
     out = torch.zeros(steps, heads, size, dtype=x.dtype)
     for t in range(steps):
-        asks = needs_keys or attention.memory is not None
-        query: Any = attention._heads(attention.q_proj(x[t : t + 1])) * size**-0.5 if asks else None
-        row = attention.scorer(x[t : t + 1], query, keys, Positions(t, 1, steps)).view(heads, steps)
+        q_proj = attention.q_proj
+        query: Any = None if q_proj is None else attention.split_heads(q_proj(x[t : t + 1])) * size**-0.5
+        keyed = attention.of_key_heads(query)
+        row = attention.scorer(x[t : t + 1], keyed, keys, Positions(t, 1, steps)).view(heads, steps)
         seen = t + 1 if attention.causal else steps
         for h in range(heads):
             weights = [torch.exp(row[h, s] - row[h, :seen].max()) * _soft_mask(attention, h, t, s) for s in range(seen)]
@@ -231,25 +235,76 @@ def gradients(case: Case) -> float:
     return 0.0
 
 
-@invariant("what is not trained does not move", tolerance=0.0)
-def frozen(case: Case) -> float:
+@invariant("training moves no buffer", tolerance=0.0)
+def buffers(case: Case) -> float:
     model = case.model().train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=0.1)
     before = {n: b.clone() for n, b in model.named_buffers()}
+    _train(model)
+    return max(_gap(b, before[n]) for n, b in model.named_buffers() if b.numel())
+
+
+@invariant("training moves nothing that --freeze names, and the rest", tolerance=0.0)
+def freeze(case: Case) -> float:
+    attention = case.attention()
+    words = ["attention"] + (["scorer"] if any(True for _ in attention.scorer.parameters()) else [])
+    worst = 0.0
+    for word in words:
+        model = case._replace(options=(*case.options, ("freeze", word))).model().train()
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        _train(model)
+        moved = {n: _gap(p, before[n]) for n, p in model.named_parameters()}
+        frozen = set(model.frozen_parameters)
+        worst = max([worst, *(moved[n] for n in frozen)])
+        still = [n for n in moved if n not in frozen and moved[n] == 0.0]
+        if still:
+            raise ValueError(f"--freeze {word}: {still[0]} did not move, and is not frozen")
+    return worst
+
+
+def _train(model: Any) -> None:
+    """Two updates, with weight decay."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.1, weight_decay=0.1)
     source, target = _model_inputs()
     for _ in range(2):
         optimizer.zero_grad()
         _decode(model, source, target).pow(2).mean().backward()
         optimizer.step()
-    return max(_gap(b, before[n]) for n, b in model.named_buffers() if b.numel())
 
 
-@invariant("bfloat16 and float16 stay finite and close", tolerance=0.08)
+@invariant("every way that takes a case gives what the reference gives, and its gradients")
+def ways(case: Case) -> float:
+    attention, x = case.attention(right_padded=True), states(max(LENGTHS), len(LENGTHS))
+    worst = 0.0
+    for pads in (None, padding_mask()):
+        lengths = (max(LENGTHS),) * len(LENGTHS) if pads is None or case.side == "cross" else LENGTHS
+        whole = attention.case(x, x, pads)
+        for one in split_case(whole) if isinstance(whole.logits, HeadLogits) else [whole]:
+            expected = _with_gradients(attention, reference_way.attend(one), lengths)
+            for way in WAYS:
+                answer = way.attend(one) if way.takes(one) else None
+                if answer is not None:
+                    got = _with_gradients(attention, answer, lengths)
+                    worst = max([worst, *(_gap(a, b) for a, b in zip(got, expected))])
+    return worst
+
+
+def _with_gradients(attention: SynthAttention, answer: Any, lengths: Tuple[int, ...]) -> List[Tensor]:
+    """Outputs at real tokens, and the gradients of the attention's parameters."""
+    outputs = torch.cat([answer[0][:n, b] for b, n in enumerate(lengths)])
+    trained = [p for p in attention.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(outputs.pow(2).sum(), trained, retain_graph=True, allow_unused=True)
+    return [outputs.detach(), *(g for g in gradients if g is not None)]
+
+
+@invariant("bfloat16, float16 and autocast stay finite and close", tolerance=0.08)
 def half_precision(case: Case) -> float:
     x, mask = states(max(LENGTHS), len(LENGTHS)), padding_mask()
     attention = case.attention(right_padded=True)
     full = _attend(attention, x, key_padding_mask=mask)
     worst = 0.0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = _attend(attention.float(), x.float(), key_padding_mask=mask)
     for dtype in (torch.bfloat16, torch.float16):
         try:
             half = _attend(attention.to(dtype), x.to(dtype), key_padding_mask=mask)
@@ -258,7 +313,7 @@ def half_precision(case: Case) -> float:
                 raise
             continue  # an old torch on a CPU: bfloat16 has been checked
         for b, n in enumerate(LENGTHS):
-            worst = max(worst, _gap(half[:n, b], full[:n, b]))
+            worst = max(worst, _gap(half[:n, b], full[:n, b]), _gap(mixed[:n, b], full[:n, b]))
     return worst
 
 

@@ -4,60 +4,87 @@ import argparse
 import importlib
 import os
 import sys
-from typing import Any
+from typing import Any, Optional, Tuple
 
+import fairseq_synth
 from fairseq_synth.errors import UsageError
 
+NAME = "check"
+HELP = "run the invariants on an attention, your own scorers included"
+ORDER = 20
 
-def register(commands: Any) -> None:
-    from fairseq.dataclass.utils import gen_parser_from_dataclass
 
-    from fairseq_synth.models.config import SynthesizerConfig
-
-    command = commands.add_parser(
-        "check",
-        usage="fairseq-synth check SPEC [options]",  # argparse cannot wrap the one it would make
-        help="run the invariants on an attention, your own scorers included",
-        description="Padding, causality, cached decoding, beam reorder, gradients: every invariant on SPEC.",
-    )
-    command.add_argument("spec", metavar="SPEC", help="a scorer or a mixture, for example random+dot_product")
-    command.add_argument(
+def register(parser: argparse.ArgumentParser) -> None:
+    fairseq_synth.setup()
+    parser.usage = "fairseq-synth check SPEC [options]"  # argparse cannot wrap the one it would make
+    parser.description = "Padding, causality, cached decoding, beam reorder, gradients: every invariant on SPEC."
+    parser.conflict_handler = "resolve"  # options are added again when a file brings more
+    parser.add_argument("spec", metavar="SPEC", help="scorer, mixture or heads, for example random+dot_product")
+    parser.add_argument(
         "--import",
-        dest="modules",
+        action=_Import,
         metavar="FILE",
-        action="append",
-        default=[],
-        help="Python file that registers scorers of your own (may be given more than once)",
+        help="Python file that registers scorers of your own (may be given more than once; before their options)",
     )
-    command.add_argument(
+    parser.add_argument(
         "--side",
         choices=("encoder", "decoder", "cross"),
         action="append",
         help="check this place only (default: all three)",
     )
-    gen_parser_from_dataclass(command, SynthesizerConfig(), delete_default=True, with_prefix="--synthesizer")
-    command.set_defaults(run=run_check)
+    parser.add_argument("--ways", action="store_true", help="say how SPEC is computed in each situation, check nothing")
+    _add_options(parser)
 
 
-def run_check(args: argparse.Namespace) -> int:
-    import fairseq_synth.models.transformer  # noqa: F401  (registers what the checks build)
-    from fairseq_synth import checks
-    from fairseq_synth.modules.spec import parse_spec
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    from fairseq.dataclass.utils import gen_parser_from_dataclass
 
-    for path in args.modules:
-        _import_file(path)
-    parse_spec(args.spec, 1, "SPEC")
+    from fairseq_synth.models.options import SynthesizerConfig
+
+    gen_parser_from_dataclass(parser, SynthesizerConfig(), delete_default=True, with_prefix="--synthesizer")
+
+
+class _Import(argparse.Action):
+    """Imports while the line is read: the scorers of the file may have options of their own."""
+
+    def __call__(self, parser: argparse.ArgumentParser, args: Any, value: Any, option: Optional[str] = None) -> None:
+        _import_file(value)
+        _add_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from fairseq_synth.checks.case import HEADS
+    from fairseq_synth.modules.scorers.spec import parse_spec
+
+    parse_spec(args.spec, 1, "SPEC", HEADS)
     options = tuple((k, v) for k, v in sorted(vars(args).items()) if k.startswith("synthesizer_"))
     sides = tuple(args.side) if args.side else ("encoder", "decoder", "cross")
+    return (_tell_ways if args.ways else _check)(args.spec, sides, options)
+
+
+def _check(spec: str, sides: Tuple[str, ...], options: Any) -> int:
+    from fairseq_synth import checks
+
     failed, last = 0, None
-    for outcome in checks.run(args.spec, sides, options):
+    for outcome in checks.run(spec, sides, options):
         if outcome.name != last:
             print(f"{outcome.name}: {checks.INVARIANTS[outcome.name].says}")
             last = outcome.name
         failed += not outcome.passed
         print(f"  {'ok  ' if outcome.passed else 'FAIL'} {outcome.side:8s} {_finding(outcome)}", flush=True)
-    print(f"{args.spec}: " + (f"{failed} FAILED" if failed else "all invariants hold"))
+    print(f"{spec}: " + (f"{failed} FAILED" if failed else "all invariants hold"))
     return 1 if failed else 0
+
+
+def _tell_ways(spec: str, sides: Tuple[str, ...], options: Any) -> int:
+    from fairseq_synth.checks.case import Case
+    from fairseq_synth.checks.ways import SITUATIONS, ways_taken
+
+    print(f"{'':<26}" + "".join(f"{side:<20}" for side in sides))
+    for situation in SITUATIONS:
+        taken = (ways_taken(Case(spec, side, options), situation) for side in sides)
+        print(f"{situation:<26}" + "".join(f"{', '.join(ways) or '-':<20}" for ways in taken).rstrip())
+    return 0
 
 
 def _finding(outcome: Any) -> str:

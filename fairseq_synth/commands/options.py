@@ -4,52 +4,50 @@ import argparse
 import dataclasses
 import sys
 import textwrap
-from typing import Any, List, Tuple
+from typing import Any
+
+import fairseq_synth
+from fairseq_synth.errors import option_name
+
+NAME = "options"
+HELP = "list the architectures, scorers and options of this plugin"
+ORDER = 10
 
 
-def register(commands: Any) -> None:
-    command = commands.add_parser("options", help="list the architectures, scorers and options of this plugin")
-    command.set_defaults(run=run_options)
+def register(parser: argparse.ArgumentParser) -> None:
+    """It has no arguments."""
 
 
-def run_options(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """What ``fairseq-train --help`` leaves out."""
-    from fairseq_synth.models.config import SynthTransformerFlatConfig
-    from fairseq_synth.models.sequential_lm import PRESETS as SEQUENTIAL
+    fairseq_synth.setup()
+    from fairseq_synth.models.config import SynthTransformerFlatConfig, own_options
+    from fairseq_synth.models.presets import PRESETS
     from fairseq_synth.models.sequential_lm import SequentialLMConfig
-    from fairseq_synth.models.transformer import PRESETS
-    from fairseq_synth.models.transformer_lm import PRESETS as LM_PRESETS
     from fairseq_synth.modules.scorers import SCORERS
 
     print("Architectures (--arch), with what differs from fairseq's transformer and\ntransformer_lm:")
-    for name, changes in {**PRESETS, **LM_PRESETS}.items():
-        print(f"  {name}\n      {_describe_sizes(changes)}")
+    sequential = [name for name, preset in PRESETS.items() if issubclass(preset.options, SequentialLMConfig)]
+    for name, preset in PRESETS.items():
+        if name not in sequential:
+            print(f"  {name}\n      {_describe_sizes(preset.changes)}")
     print("\nScorers, alone or summed in a mixture (random+dot_product):")
     for name, cls in sorted(SCORERS.items()):
         _print_item(name, _first_line(sys.modules[cls.__module__]))
     print("\nOptions beyond those of fairseq's models (a language model has the decoder's):")
-    for flag, field in own_options(SynthTransformerFlatConfig):
-        _print_item(f"{flag}  (default: {field.default})", field.metadata["help"])
+    for field in own_options(SynthTransformerFlatConfig):
+        _print_option(field)
     print("\nLanguage models over streams of blocks (--task streaming_lm):")
-    print(textwrap.fill(", ".join(SEQUENTIAL), 80, initial_indent="  ", subsequent_indent="  "))
+    print(textwrap.fill(", ".join(sequential), 80, initial_indent="  ", subsequent_indent="  "))
     print("\nTheir options:")
     for field in dataclasses.fields(SequentialLMConfig):
         if field.name != "_name":
-            flag = "--" + field.name.replace("_", "-")
-            _print_item(f"{flag}  (default: {field.default})", field.metadata["help"])
+            _print_option(field)
     return 0
 
 
-def own_options(flat: Any) -> List[Tuple[str, Any]]:
-    """(flag, field) of the options that fairseq's own transformer does not have."""
-    from fairseq.models.transformer import TransformerConfig
-
-    theirs = set()
-    for field in dataclasses.fields(TransformerConfig):
-        inner = getattr(field.type, "__dataclass_fields__", None)
-        theirs |= {field.name} if inner is None else {f"{field.name}_{name}" for name in inner}
-    fields = [f for f in dataclasses.fields(flat) if f.name not in theirs and f.name != "_name"]
-    return [("--" + f.name.replace("_", "-"), f) for f in fields]
+def _print_option(field: Any) -> None:
+    _print_item(f"{option_name(field.name)}  (default: {field.default})", field.metadata["help"])
 
 
 def _print_item(title: str, text: str) -> None:

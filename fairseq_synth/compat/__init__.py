@@ -1,4 +1,4 @@
-"""The few repairs that fairseq needs on current Python, PyTorch and numpy.
+"""The few repairs that fairseq needs on current Python, PyTorch and numpy, and the seams that it lacks.
 
 Each fix is one function: its docstring names the affected versions and the cause (item numbers are
 those of the project's fairseq audit), it changes fairseq only where the running versions need it,
@@ -9,7 +9,16 @@ wrapping anything twice.
 import logging
 from typing import Callable, Dict, List, NamedTuple, Tuple
 
-from . import batching, checkpoints, cpu_distributed, encoder_fast_path, noise, numpy_api, precision
+from . import (
+    batching,
+    checkpoints,
+    cpu_distributed,
+    encoder_fast_path,
+    noise,
+    numpy_api,
+    precision,
+    training_seams,
+)
 
 __all__ = ["APPLIED", "FIXES", "FixReport", "apply", "describe"]
 
@@ -29,6 +38,9 @@ FIXES: Tuple[Callable[[], bool], ...] = (
     precision.keep_bf16_off_tpu,
     precision.refuse_flat_fp16_on_cpu,
     encoder_fast_path.disable_encoder_fast_path,
+    training_seams.step_in_around_loading,
+    training_seams.step_in_around_averages,
+    training_seams.step_in_after_loss,
     noise.hush_known_warnings,
     noise.show_hydra_errors,
 )

@@ -35,6 +35,11 @@ def explain(exc: BaseException) -> Optional[str]:
     return None
 
 
+def reason(exc: BaseException) -> str:
+    """One line for any exception: what `explain` says, or its type and the first line of its message."""
+    return explain(exc) or f"{type(exc).__name__}: {(str(exc).strip().splitlines() or [''])[0]}"
+
+
 def install_excepthook() -> None:
     """Print the line of `explain` for uncaught exceptions; without one the previous hook runs."""
     previous = sys.excepthook
@@ -53,6 +58,11 @@ def install_excepthook() -> None:
 
     hook.explains_usage_errors = True  # type: ignore[attr-defined]
     sys.excepthook = hook
+
+
+def option_name(name: str) -> str:
+    """What is typed for an option: ``store_frozen`` -> ``--store-frozen``."""
+    return "--" + name.replace("_", "-")
 
 
 def _last_line(message: str) -> str:

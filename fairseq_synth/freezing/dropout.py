@@ -11,7 +11,6 @@ from fairseq.modules import FairseqDropout
 from torch import nn
 
 from fairseq_synth.errors import UsageError
-from fairseq_synth.modules.adaptive_span import AdaptiveSpan
 from fairseq_synth.modules.span_attention import SpanAttention
 
 EMBEDDINGS = ("embed_tokens", "embed_positions", "layernorm_embedding", "project_in_dim")
@@ -55,6 +54,7 @@ def _owners(name: str, parent: Any) -> List[nn.Module]:
 
 def _all_frozen(owners: List[nn.Module]) -> bool:
     """The few numbers of a learned span do not count."""
-    spans = {id(p) for owner in owners for m in owner.modules() if isinstance(m, AdaptiveSpan) for p in m.parameters()}
+    inner = [m for owner in owners for m in owner.modules()]
+    spans = {id(p) for m in inner if getattr(m, "component", None) == "span" for p in m.parameters()}
     parameters = [p for owner in owners for p in owner.parameters() if id(p) not in spans]
     return bool(parameters) and not any(p.requires_grad for p in parameters)

@@ -2,19 +2,24 @@
 
 Groups follow Bogoychev 2021 ("Not all parameters are born equal", arXiv 2010.11859): embeddings, attention, ffn.
 Names are matched by whole parts: ``encoder.layers.1`` never means layer 10.
+
+Modules say themselves what they are, in two attributes:
+
+    component      what their parameters count as, in the table and for --freeze: one component for each parameter, that
+                   of the innermost module that says one. fairseq's own modules are known by their names (PARTS).
+    freeze_group   one more word that selects their parameters, which stay part of their component: a scorer is part of
+                   its attention, and ``--freeze scorer`` freezes nothing else.
 """
 
 import difflib
 import re
-from typing import Callable, Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import Callable, Dict, FrozenSet, List, NamedTuple, Optional, Set, Tuple
 
 from torch import nn
 
 from fairseq_synth.errors import UsageError
-from fairseq_synth.modules.adaptive_span import AdaptiveSpan
-from fairseq_synth.modules.persistent_memory import PersistentMemory
 
-# component -> names of the modules that hold it; every parameter belongs to exactly one component
+# component -> names of the modules that hold it, for modules that do not say it themselves
 PARTS: Dict[str, Set[str]] = {
     "self_attention": {"self_attn"},
     "cross_attention": {"encoder_attn"},
@@ -22,50 +27,78 @@ PARTS: Dict[str, Set[str]] = {
     "output": {"output_projection", "adaptive_softmax", "project_out_dim"},
     "embeddings": {"embed_tokens", "embed_positions", "positions", "project_in_dim"},
 }
-# what a word of --freeze stands for
+# what a word of --freeze stands for, beside the components and freeze_groups that modules name
 GROUPS: Dict[str, Set[str]] = {
     "embeddings": {"embeddings", "output"},
     "attention": {"self_attention", "cross_attention"},
     "ffn": {"ffn"},
     "self_attention": {"self_attention"},
     "cross_attention": {"cross_attention"},
+    "queries_keys": {"queries_keys"},
+    "scorer": {"scorer"},
     "output": {"output"},
     "layer_norm": {"layer_norm"},
     "span": {"span"},
 }
-# a row each in the log's table, in this order
+# a row each in the log's table, in this order; components that only a module names come before "other"
 COMPONENTS = ("embeddings", "output", "self_attention", "cross_attention", "ffn", "layer_norm", "span", "other")
 
 
+class Membership(NamedTuple):
+    """Of one parameter. component: its row of the table; groups: everything that selects it, the component included."""
+
+    component: str
+    groups: FrozenSet[str]
+
+
 class Item(NamedTuple):
-    """One word of ``--freeze``: its text, and whether a (name, component) is meant."""
+    """One word of ``--freeze``: its text, and whether a (name, groups) is meant."""
 
     text: str
-    selects: Callable[[str, str], bool]
+    selects: Callable[[str, FrozenSet[str]], bool]
 
 
-def components(model: nn.Module) -> Dict[str, str]:
-    """The component of every parameter; a tied tensor appears under each of its names."""
+def memberships(model: nn.Module) -> Dict[str, Membership]:
+    """Of every parameter; a tied tensor appears under each of its names."""
+    stated: Dict[str, Tuple[Optional[str], FrozenSet[str]]] = {}  # module's path -> component, groups
     found = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        kind = _component_of_module(module)
+    for path, module in model.named_modules(remove_duplicate=False):
+        component, groups = stated.get(path.rpartition(".")[0], (None, frozenset())) if path else (None, frozenset())
+        component = _component_of_module(module) or component
+        group = getattr(module, "freeze_group", None)
+        groups = groups | {group} if group else groups
+        stated[path] = component, groups
         for name, _ in module.named_parameters(recurse=False, remove_duplicate=False):
-            path = f"{prefix}.{name}" if prefix else name
-            found[path] = kind or _component_of_path(path)
+            full = f"{path}.{name}" if path else name
+            own = component or _component_of_path(full)
+            found[full] = Membership(own, groups | {own} | _groups_of_path(full))
     return found
 
 
+def components(model: nn.Module) -> Dict[str, str]:
+    """The component of every parameter."""
+    return {name: of.component for name, of in memberships(model).items()}
+
+
+def ordered(found: Set[str]) -> List[str]:
+    """Components in the order of the table."""
+    return [*(c for c in COMPONENTS[:-1] if c in found), *sorted(found - set(COMPONENTS)), *({"other"} & found)]
+
+
 def _component_of_module(module: nn.Module) -> Optional[str]:
-    if isinstance(module, AdaptiveSpan):
-        return "span"
-    if isinstance(module, PersistentMemory):  # it does the work of the feed-forward sublayers
-        return "ffn"
-    return "layer_norm" if "LayerNorm" in type(module).__name__ else None
+    return "layer_norm" if "LayerNorm" in type(module).__name__ else getattr(module, "component", None)
 
 
 def _component_of_path(path: str) -> str:
     parts = set(path.split("."))
     return next((component for component, modules in PARTS.items() if modules & parts), "other")
+
+
+def _groups_of_path(path: str) -> Set[str]:
+    """Query and key projections are ordinary linear layers, fairseq's too."""
+    parts = path.split(".")
+    inside = {"self_attn", "encoder_attn"} & set(parts)
+    return {"queries_keys"} if inside and {"q_proj", "k_proj"} & set(parts) else set()
 
 
 def tied_names(model: nn.Module) -> List[Tuple[str, ...]]:
@@ -81,14 +114,15 @@ def select(model: nn.Module, freeze: str) -> List[str]:
 
     Raises UsageError for a word that selects nothing, for half of a shared tensor, and for all parameters.
     """
-    kinds = components(model)
-    items = parse(freeze)
+    groups = {name: of.groups for name, of in memberships(model).items()}
+    known = set(GROUPS).union(*groups.values()) - {"other"}
+    items = parse(freeze, known)
     for item in items:
-        if not any(item.selects(name, kind) for name, kind in kinds.items()):
-            raise UsageError(_nothing(freeze, item.text, set(kinds.values())))
+        if not any(item.selects(name, of) for name, of in groups.items()):
+            raise UsageError(_nothing(freeze, item.text, set().union(*groups.values()), list(groups)))
     chosen: List[str] = []
     for aliases in tied_names(model):
-        inside = [name for name in aliases if any(item.selects(name, kinds[name]) for item in items)]
+        inside = [name for name in aliases if any(item.selects(name, groups[name]) for item in items)]
         if inside and len(inside) < len(aliases):
             raise UsageError(_shared(freeze, inside[0], [name for name in aliases if name not in inside]))
         chosen += aliases[:1] if inside else ()
@@ -97,35 +131,40 @@ def select(model: nn.Module, freeze: str) -> List[str]:
     return chosen
 
 
-def parse(freeze: str) -> List[Item]:
-    """Words between commas or spaces; a comma inside braces belongs to its pattern. Raises UsageError."""
+def parse(freeze: str, known: Set[str]) -> List[Item]:
+    """Words between commas or spaces; a comma inside braces belongs to its pattern. known: words that name groups.
+    Raises UsageError."""
     words = [word for word in re.split(r"[\s,]+(?![^{]*\})", freeze) if word]
     if not words:
         raise UsageError(f"--freeze '{freeze}': names nothing; give groups such as attention,ffn, or drop --freeze")
-    return [Item(word, _selector(freeze, word)) for word in words]
+    return [Item(word, _selector(freeze, word, known)) for word in words]
 
 
-def _selector(freeze: str, word: str) -> Callable[[str, str], bool]:
+def _selector(freeze: str, word: str, known: Set[str]) -> Callable[[str, FrozenSet[str]], bool]:
     if word.startswith("re:"):
         try:
             pattern = re.compile(word[3:])
         except re.error as error:
             raise UsageError(f"--freeze {freeze}: '{word[3:]}' is no regular expression: {error}") from error
-        return lambda name, kind: pattern.fullmatch(name) is not None
+        return lambda name, groups: pattern.fullmatch(name) is not None
     path, _, last = word.rpartition(".")
-    if last in GROUPS:
-        return lambda name, kind: kind in GROUPS[last] and _below(name, path)
-    return lambda name, kind: _below(name, word)
+    if last in known:
+        meant = GROUPS.get(last, {last})
+        return lambda name, groups: bool(meant & groups) and _below(name, path)
+    return lambda name, groups: _below(name, word)
 
 
 def _below(name: str, path: str) -> bool:
     return not path or name == path or name.startswith(path + ".")
 
 
-def _nothing(freeze: str, word: str, kinds: Set[str]) -> str:
-    groups = [group for group, members in GROUPS.items() if members & kinds]
+def _nothing(freeze: str, word: str, found: Set[str], names: List[str]) -> str:
+    groups = [group for group, members in GROUPS.items() if members & found]
+    groups += sorted(found - set(GROUPS) - set(COMPONENTS))
     if word.startswith("re:"):
-        return f"--freeze {freeze}: '{word[3:]}' matches no parameter's whole name, such as decoder.layers.0.fc1.weight"
+        inside = re.compile(word[3:])
+        hint = f"; re:.*{word[3:]}.* matches inside of names" if any(map(inside.search, names)) else ""
+        return f"--freeze {freeze}: '{word[3:]}' matches no parameter's whole name, such as {names[0]}{hint}"
     last = word.rpartition(".")[2]
     close = difflib.get_close_matches(last, groups, n=1) if last not in GROUPS else []
     hint = f" (did you mean {close[0]}?)" if close else ""
@@ -137,6 +176,6 @@ def _nothing(freeze: str, word: str, kinds: Set[str]) -> str:
 
 def _shared(freeze: str, name: str, others: List[str]) -> str:
     return (
-        f"--freeze {freeze}: {name} is the same tensor as {', '.join(others)}; freeze all of its uses "
-        f"(embeddings), or do not tie them"
+        f"--freeze {freeze}: {name} is the same tensor as {', '.join(others)}; freeze them together "
+        f"(--freeze {freeze},{','.join(others)}), or do not tie them"
     )

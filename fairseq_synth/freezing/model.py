@@ -21,17 +21,23 @@ from fairseq_synth.freezing.groups import select
 from fairseq_synth.freezing.report import table
 
 logger = logging.getLogger(__name__)
-_BARE = [False]
 
 
 @contextlib.contextmanager
-def bare_state() -> Iterator[None]:
-    """Inside, state dicts hold tensors only: no record is made or verified."""
-    before, _BARE[0] = _BARE[0], True
+def bare_state(*models: Any) -> Iterator[None]:
+    """Inside, state dicts of these models hold tensors only: no record is made or verified.
+
+    Models of other kinds, and None, are let through.
+    """
+    found = [model for model in map(freezes, models) if model is not None]
+    before = [model.bare_state for model in found]
+    for model in found:
+        model.bare_state = True
     try:
         yield
     finally:
-        _BARE[0] = before
+        for model, value in zip(found, before):
+            model.bare_state = value
 
 
 def freeze_model(model: "FreezingMixin", cfg: Any) -> None:
@@ -64,6 +70,8 @@ class FreezingMixin:
     frozen_parameters: Tuple[str, ...] = ()
     # the checkpoint file whose optimizer state is about to be loaded: its frozen set must be this model's
     resumed_from: Optional[str] = None
+    # see the function of this name
+    bare_state: bool = False
     _frozen_digests: Optional[Dict[str, str]] = None
 
     def frozen_tensors(self: Any) -> Dict[str, Tensor]:
@@ -110,7 +118,7 @@ class FreezingMixin:
     def state_dict(self: Any, *args: Any, **kwargs: Any) -> Any:
         """As nn.Module's, with the record of what is frozen. Raises UsageError if a frozen tensor moved."""
         state = super().state_dict(*args, **kwargs)  # type: ignore[misc]
-        if self.frozen_parameters and not _BARE[0]:
+        if self.frozen_parameters and not self.bare_state:
             prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
             state[prefix + records.KEY] = records.encode(self.frozen_record())
         return state
@@ -118,7 +126,7 @@ class FreezingMixin:
     def load_state_dict(self: Any, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """As fairseq's. Raises UsageError for frozen tensors that are not what was saved, and, on resuming, for
         another frozen set."""
-        if not _BARE[0]:
+        if not self.bare_state:
             state_dict = copy.copy(state_dict)
             record = records.decode(state_dict.pop(records.KEY, None))
             self._check_same_set(record)

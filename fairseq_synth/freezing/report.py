@@ -4,15 +4,9 @@ from typing import Dict, List
 
 from torch import nn
 
-from fairseq_synth.freezing.groups import COMPONENTS, components, tied_names
+from fairseq_synth.freezing.groups import components, ordered, tied_names
 
 HEADER = f"  {'component':<18}{'parameters':>14}{'frozen':>14}{'trainable %':>13}"
-
-
-def trainable_percent(model: nn.Module) -> float:
-    """Share of the parameters that train, embeddings included, shared tensors once."""
-    total, frozen = _sums(counts(model))
-    return 100 * (total - frozen) / total
 
 
 def counts(model: nn.Module) -> Dict[str, List[int]]:
@@ -30,7 +24,7 @@ def counts(model: nn.Module) -> Dict[str, List[int]]:
 def table(model: nn.Module) -> str:
     found = counts(model)
     lines = [HEADER]
-    lines += [_row(component, *found[component]) for component in COMPONENTS if component in found]
+    lines += [_row(component, *found[component]) for component in ordered(set(found))]
     return "\n".join([*lines, _row("all", *_sums(found))])
 
 

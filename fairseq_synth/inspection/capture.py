@@ -10,8 +10,9 @@ import torch
 from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
-from fairseq_synth.inspection.findings import Place, place_of
 from fairseq_synth.modules.attention import SynthAttention
+from fairseq_synth.modules.places import Place, place_of
+from fairseq_synth.modules.products import full_precision
 from fairseq_synth.modules.span_attention import SpanAttention
 
 
@@ -85,7 +86,8 @@ def span_weights(attention: SpanAttention, x: Tensor, positions: Tensor) -> Tens
     steps = x.size(0)
     query = _heads(attention.q_proj(x), attention.num_heads) * attention.scaling
     key = _heads(attention.k_proj(x), attention.num_heads)
-    distance = torch.arange(steps)[:, None] - torch.arange(steps)[None, :]
+    slots = torch.arange(steps, device=x.device)
+    distance = slots[:, None] - slots[None, :]
     nearest_is_0 = (distance - 1).clamp(min=0, max=positions.size(0) - 1)
     to_position = torch.einsum("htd,wd->htw", query, positions.to(query.dtype))
     logits = query @ key.transpose(1, 2) + to_position.gather(2, nearest_is_0.expand(len(query), -1, -1))
@@ -94,7 +96,7 @@ def span_weights(attention: SpanAttention, x: Tensor, positions: Tensor) -> Tens
     if attention.memory is not None:
         keys = attention.memory()[0]
         logits = torch.cat([logits, query @ keys.transpose(1, 2)], dim=2)
-    return torch.softmax(logits.float(), dim=2)[..., :steps].nan_to_num(0.0)
+    return torch.softmax(full_precision(logits), dim=2)[..., :steps].nan_to_num(0.0)
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

@@ -1,13 +1,15 @@
-"""What the Python environment has, and what will not work in it. Nothing here needs fairseq to be importable."""
+"""What the Python environment has, and what will not work in it. Works where torch, numpy or fairseq do not."""
 
 import importlib
 import os
 import shutil
 import sys
 from importlib import metadata
-from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Tuple
 
-OLDEST, FAIRSEQ_ENDS = (3, 8), (3, 11)  # fairseq 0.12.2 cannot be imported from Python 3.11 on
+from fairseq_synth.errors.installation import cause_and_fix, fairseq_install, version_text
+
+OLDEST = (3, 8)
 
 
 class Finding(NamedTuple):
@@ -19,28 +21,6 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
-def explain_import(error: BaseException) -> str:
-    """Why fairseq cannot be imported, in one line with the fix."""
-    first = (str(error).strip().splitlines() or [""])[0]
-    if isinstance(error, ModuleNotFoundError) and error.name == "fairseq":
-        return f"fairseq is not installed in {sys.executable}: {_install()}"
-    if "mutable default" in first and sys.version_info >= FAIRSEQ_ENDS:
-        version = _version(sys.version_info)
-        return f"fairseq 0.12.2 cannot run on Python {version}: pip uninstall fairseq, then {_install()}"
-    if isinstance(error, ModuleNotFoundError):
-        return f"fairseq needs {error.name}, which is not installed: pip install {error.name}"
-    return f"fairseq cannot be imported ({type(error).__name__}: {first}): in a new environment, {_install()}"
-
-
-def _install() -> str:
-    wanted = "fairseq-fixed" if sys.version_info >= FAIRSEQ_ENDS else "'pip<24.1' and then fairseq==0.12.2"
-    return f"pip install {wanted}"
-
-
-def _version(version: Any) -> str:
-    return ".".join(map(str, version[:3]))
-
-
 def findings() -> Iterator[Finding]:
     """One after the other, as they are found."""
     for check in (_python, _torch, _numpy, _gpu, _fairseq, _extensions, _commands, _user_dir, _processor):
@@ -49,12 +29,34 @@ def findings() -> Iterator[Finding]:
 
 
 def _python() -> Iterator[Finding]:
-    text = f"{_version(sys.version_info)}, {sys.executable}"
+    text = f"{version_text(sys.version_info)}, {sys.executable}"
     old = sys.version_info < OLDEST
-    yield Finding("FAIL" if old else "ok", "Python", text, f"use Python {_version(OLDEST)} or later" if old else "")
+    yield Finding("FAIL" if old else "ok", "Python", text, f"use Python {version_text(OLDEST)} or later" if old else "")
+
+
+def import_error(module: str) -> Optional[Exception]:
+    """What stops it from being imported, None if nothing does."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        return error
+    return None
+
+
+def _loaded(module: str) -> bool:
+    """Where it is not, the check of its name has said why."""
+    return sys.modules.get(module) is not None
+
+
+def _failed(module: str, error: Exception) -> Finding:
+    return Finding("FAIL", module, *cause_and_fix(error, module))
 
 
 def _torch() -> Iterator[Finding]:
+    error = import_error("torch")
+    if error is not None:
+        yield _failed("torch", error)
+        return
     import torch
 
     parts = torch.__version__.split("+")[0].split(".")
@@ -69,11 +71,15 @@ def _torch() -> Iterator[Finding]:
 
 
 def _numpy() -> Iterator[Finding]:
+    error = import_error("numpy")
+    if error is not None:
+        yield _failed("numpy", error)
+        return
     import numpy
-    import torch
 
     try:
-        torch.zeros(1).numpy()
+        if _loaded("torch"):
+            importlib.import_module("torch").zeros(1).numpy()
     except RuntimeError as error:
         yield Finding("FAIL", "numpy", f"{numpy.__version__} and torch disagree: {error}", "pip install 'numpy<2'")
     else:
@@ -81,6 +87,8 @@ def _numpy() -> Iterator[Finding]:
 
 
 def _gpu() -> Iterator[Finding]:
+    if not _loaded("torch"):
+        return
     import torch
 
     if torch.cuda.is_available():
@@ -102,13 +110,18 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _fairseq() -> Iterator[Finding]:
+    error = import_error("fairseq")
+    if error is not None:
+        yield _failed("fairseq", error)
+        return
     import fairseq
 
     kinds = [f"{name} {version}" for name, version in map(distribution, ("fairseq", "fairseq-fixed")) if version]
     origin = " and ".join(kinds) or "not installed by pip"
     text = f"{fairseq.__version__} ({origin}), {os.path.dirname(fairseq.__file__)}"
     if len(kinds) > 1:
-        yield Finding("FAIL", "fairseq", text + ": one overwrites the other", f"pip uninstall both, then {_install()}")
+        fix = f"pip uninstall both, then {fairseq_install()}"
+        yield Finding("FAIL", "fairseq", text + ": one overwrites the other", fix)
     else:
         yield Finding("ok", "fairseq", text)
 
@@ -123,22 +136,16 @@ def distribution(name: str) -> Tuple[str, Optional[str]]:
 
 def _extensions() -> Iterator[Finding]:
     """What fairseq compiles; without it, the first batch fails."""
+    if not _loaded("fairseq"):
+        return
     needed = ("fairseq.data.data_utils_fast", "fairseq.data.token_block_utils_fast")
-    broken = [name for name in needed if not importable(name)]
+    broken = [name for name in needed if import_error(name) is not None]
     if broken:
         text = f"fairseq was not compiled ({', '.join(broken)}): no data can be batched"
-        fix = f"with a C compiler and Python's headers, {_install()} --force-reinstall"
+        fix = f"with a C compiler and Python's headers, {fairseq_install()} --force-reinstall"
         yield Finding("FAIL", "extensions", text, fix)
     else:
         yield Finding("ok", "extensions", "compiled")
-
-
-def importable(name: str) -> bool:
-    try:
-        importlib.import_module(name)
-    except Exception:
-        return False
-    return True
 
 
 def _commands() -> Iterator[Finding]:
@@ -147,7 +154,7 @@ def _commands() -> Iterator[Finding]:
     found = shutil.which("fairseq-train")
     if found is None:
         beside = os.path.exists(os.path.join(here, "fairseq-train"))
-        fix = f"activate the environment, or put {here} first in PATH" if beside else _install()
+        fix = f"activate the environment, or put {here} first in PATH" if beside else fairseq_install()
         yield Finding("FAIL", "commands", "fairseq-train is not in PATH", fix)
     elif os.path.realpath(os.path.dirname(found)) != os.path.realpath(here):
         text = f"fairseq-train is {found}, of another environment than this Python"
@@ -158,6 +165,8 @@ def _commands() -> Iterator[Finding]:
 
 def _user_dir() -> Iterator[Finding]:
     """Where ``--user-dir fairseq_synth`` leads from the current folder: there first, then beside fairseq."""
+    if not _loaded("fairseq"):
+        return
     import fairseq
 
     ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -176,6 +185,8 @@ def _user_dir() -> Iterator[Finding]:
 def _processor() -> Iterator[Finding]:
     threads = os.environ.get("OMP_NUM_THREADS")
     yield Finding("ok", "CPU", f"{os.cpu_count()} cores, OMP_NUM_THREADS {threads or 'not set'}")
+    if not _loaded("torch"):
+        return
     import torch
 
     names = [name for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_") if name not in os.environ]

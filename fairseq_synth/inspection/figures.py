@@ -1,10 +1,12 @@
 """Pictures of spans and mixture weights. matplotlib is an optional extra, and no window is ever opened."""
 
-import os
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Sequence, Tuple
 
 from fairseq_synth.errors import UsageError
-from fairseq_synth.inspection.findings import MixtureWeights, Spans
+from fairseq_synth.files import whole_file
+
+if TYPE_CHECKING:  # learning curves need no torch
+    from fairseq_synth.inspection.findings import MixtureWeights, Spans
 
 # Okabe and Ito's colours: told apart by colour-blind readers too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -35,13 +37,12 @@ def new_figure(width: float, height: float) -> Any:
 
 def save(figure: Any, path: str) -> str:
     """Written whole or not at all. Returns the path."""
-    part = path + ".part"
-    figure.savefig(part, dpi=DPI, format="png")
-    os.replace(part, path)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=DPI, format="png")
     return path
 
 
-def spans_figure(found: Sequence[Spans], title: str) -> Any:
+def spans_figure(found: Sequence["Spans"], title: str) -> Any:
     """One panel per group of attentions; a bar per head, layer by layer, as in figure 4 of arXiv 1905.07799."""
     groups = grouped(found)
     heads = max(sum(len(s.tokens) for s in spans) + len(spans) for spans in groups.values())
@@ -54,7 +55,7 @@ def spans_figure(found: Sequence[Spans], title: str) -> Any:
     return figure
 
 
-def _draw_spans(axes: Any, spans: List[Spans]) -> None:
+def _draw_spans(axes: Any, spans: List["Spans"]) -> None:
     limit, left, centres = max(s.longest for s in spans), 0.0, []
     for i, layer in enumerate(spans):
         heads = len(layer.tokens)
@@ -97,7 +98,7 @@ def _span_legend(axes: Any) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=8, frameon=False, borderpad=0)
 
 
-def mixtures_figure(found: Sequence[MixtureWeights], title: str) -> Any:
+def mixtures_figure(found: Sequence["MixtureWeights"], title: str) -> Any:
     """Weights through depth: a line per scorer (mean over heads), a point per head."""
     groups = grouped(found)
     figure = new_figure(6.4, 0.6 + 2.8 * len(groups))
@@ -117,7 +118,7 @@ def mixtures_figure(found: Sequence[MixtureWeights], title: str) -> Any:
     return figure
 
 
-def _draw_weights(axes: Any, layers: List[MixtureWeights], scorer: str, colour: str, shift: float) -> None:
+def _draw_weights(axes: Any, layers: List["MixtureWeights"], scorer: str, colour: str, shift: float) -> None:
     places, means = [], []
     for layer in layers:
         if scorer in layer.scorers:

@@ -7,13 +7,12 @@ from argparse import Namespace
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch
-from fairseq import checkpoint_utils, models, utils
+from fairseq import models, utils
 from fairseq.data import Dictionary, data_utils
 from torch import Tensor, nn
 
-from fairseq_synth.errors import UsageError, explain
-from fairseq_synth.freezing import record as records
-from fairseq_synth.seeded import storage
+from fairseq_synth import checkpoints
+from fairseq_synth.errors import UsageError, reason
 
 
 class Opened(NamedTuple):
@@ -46,7 +45,7 @@ def open_checkpoint(
     """
     if user_dir is not None:
         _import_plugin(user_dir)
-    state = read_checkpoint(path)
+    state = checkpoints.read_up_to_date(path, "CKPT")
     cfg = state["cfg"]
     source, target = read_dictionaries(cfg, data) if text else _stand_ins(state)
     try:
@@ -62,28 +61,6 @@ def open_checkpoint(
     return Opened(path, state, cfg, model.eval(), source, target)
 
 
-def read_checkpoint(path: str) -> Dict[str, Any]:
-    """The file's content, with ``cfg`` for every age of checkpoint. Raises UsageError.
-
-    Frozen tensors that the file only holds a seed for are drawn and verified; that seed is then ``stored_seed``.
-    """
-    if not os.path.isfile(path):
-        raise UsageError(f"{path}: no such checkpoint file; check the path")
-    nothing = f"{path}: holds no model; give a checkpoint that fairseq-train wrote"
-    try:
-        state = checkpoint_utils.load_checkpoint_to_cpu(path)
-    except (KeyError, TypeError, AttributeError) as error:  # while it was brought up to date
-        raise UsageError(nothing) from error
-    except Exception as error:
-        raise UsageError(f"{path}: cannot be read: {reason(error)}") from error
-    if not isinstance(state.get("model"), dict) or state.get("cfg") is None:
-        raise UsageError(nothing)
-    entry = records.decode(state["model"].get(storage.KEY))
-    state["stored_seed"] = None if entry is None else entry["seed"]
-    state["model"] = storage.materialized(state["model"])
-    return state
-
-
 def _import_plugin(folder: str) -> None:
     if not os.path.isdir(folder):
         raise UsageError(f"--user-dir {folder}: no such folder")
@@ -93,11 +70,6 @@ def _import_plugin(folder: str) -> None:
 def architecture(cfg: Any) -> str:
     """--arch. fairseq's older models keep their options as a Namespace."""
     return str(getattr(cfg.model, "_name", None) or getattr(cfg.model, "arch", None))
-
-
-def reason(error: BaseException) -> str:
-    """One line."""
-    return explain(error) or f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _build(cfg: Any, source: Dictionary, target: Dictionary) -> nn.Module:

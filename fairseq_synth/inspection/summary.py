@@ -5,10 +5,11 @@ from typing import Any, Dict, List, Optional
 from torch import nn
 
 from fairseq_synth.freezing import record as records
-from fairseq_synth.freezing.groups import COMPONENTS, components, tied_names
+from fairseq_synth.freezing.groups import components, ordered, tied_names
 from fairseq_synth.freezing.report import counts
 from fairseq_synth.inspection import findings
 from fairseq_synth.inspection.loading import Opened
+from fairseq_synth.modules.places import place_of
 
 SPECS = ("encoder_self_attention", "decoder_self_attention", "cross_attention")
 
@@ -28,7 +29,7 @@ def summary(opened: Opened) -> Dict[str, Any]:
 
 
 def _architecture(opened: Opened) -> Dict[str, Any]:
-    found = (findings.place_of(name) for name, _ in opened.model.named_modules())
+    found = (place_of(name) for name, _ in opened.model.named_modules())
     places = {place for place in found if place is not None}
     layers = {
         side: 1 + max(p.layer for p in places if p.side == side)
@@ -69,8 +70,7 @@ def _components(model: nn.Module) -> List[Dict[str, Any]]:
     found = counts(model)
     return [
         {"component": name, "parameters": found[name][0], "trainable": found[name][0] - found[name][1]}
-        for name in COMPONENTS
-        if name in found
+        for name in ordered(set(found))
     ]
 
 

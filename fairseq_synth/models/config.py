@@ -1,8 +1,8 @@
-"""Every option of the plugin: nested dataclasses inside, one generated flat dataclass outside.
+"""From flat options to the nested config that fairseq's modules read.
 
-The flat one gives the same names on the command line (``--encoder-self-attention``), in hydra yaml
-(``encoder_self_attention``) and in checkpoints. fairseq reads types from the annotations, so this file must not
-say ``from __future__ import annotations``.
+Nested dataclasses inside, one generated flat dataclass outside: it gives the same names on the command line
+(``--encoder-self-attention``), in hydra yaml (``encoder_self_attention``) and in checkpoints. fairseq reads types from
+the annotations, so this file must not say ``from __future__ import annotations``.
 """
 
 import dataclasses
@@ -10,57 +10,25 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Type
 
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import FairseqDataclass
 from fairseq.models.transformer import TransformerConfig
 from fairseq.models.transformer.transformer_config import DecoderConfig, EncDecBaseConfig, QuantNoiseConfig
 from omegaconf import II, DictConfig, OmegaConf
 
 from fairseq_synth.freezing.options import FreezingOptions
-from fairseq_synth.models.span_options import SpanOptions
-from fairseq_synth.models.validation import validate
-from fairseq_synth.modules.scorers.base import INITS
-
-KEEP_HELP = "which layers to keep when pruning, comma-separated: 0,2,4"
-InitChoice: Any = ChoiceEnum(list(INITS))
-SPAN_HELP = "each head learns how far it looks, at most this many tokens (0: everywhere)"
-INNER_HELP = "width of queries, keys and values, all heads together (0: the embedding dimension)"
-SPEC_HELP = "scorer, mixture (random+dot_product) or list of layers (dot_product*2,random*4) for "
+from fairseq_synth.models.options import HOLDERS, SPEC_HELP, SpanOptions, SynthesizerConfig, side_options
+from fairseq_synth.models.validation import resolve
+from fairseq_synth.modules.scorers.spec import LayerSpec
 
 
 @dataclass
-class SynthesizerConfig(FairseqDataclass):
-    max_length: int = field(default=256, metadata={"help": "N: the longest sequence the synthesized maps cover"})
-    rank: int = field(default=8, metadata={"help": "rank of factorized_random"})
-    init: InitChoice = field(
-        default="glorot",
-        metadata={"help": "initial maps: glorot (near-uniform attention, as in the authors' code) or normal"},
-    )
-    factors: Optional[str] = field(
-        default=None,
-        metadata={"help": "a,b with a*b = N for factorized_dense (default: the most even pair)"},
-    )
-    share_output: bool = field(
-        default=False,
-        metadata={"help": "dense: one output matrix for all heads, no biases (the authors' code)"},
-    )
-    map_seed: int = field(default=1, metadata={"help": "seed of the fixed_random maps"})
+class SynthEncoderConfig(side_options("encoder"), EncDecBaseConfig):  # type: ignore[misc]
+    pass
 
 
 @dataclass
-class SynthEncoderConfig(EncDecBaseConfig):
-    # fairseq declares a list and splits a string
-    layers_to_keep: Optional[str] = field(default=None, metadata={"help": KEEP_HELP})
-    self_attention: str = field(default="random", metadata={"help": SPEC_HELP + "encoder self-attention"})
-    adaptive_span: int = field(default=0, metadata={"help": SPAN_HELP})
-    attention_dim: int = field(default=0, metadata={"help": INNER_HELP})
-
-
-@dataclass
-class SynthDecoderConfig(DecoderConfig):
-    layers_to_keep: Optional[str] = field(default=None, metadata={"help": KEEP_HELP})
-    self_attention: str = field(default="random", metadata={"help": SPEC_HELP + "decoder self-attention"})
-    adaptive_span: int = field(default=0, metadata={"help": SPAN_HELP})
-    attention_dim: int = field(default=0, metadata={"help": INNER_HELP})
+class SynthDecoderConfig(side_options("decoder"), DecoderConfig):  # type: ignore[misc]
+    pass
 
 
 @dataclass
@@ -68,7 +36,7 @@ class SynthTransformerConfig(FreezingOptions, SpanOptions, TransformerConfig):
     encoder: SynthEncoderConfig = field(default_factory=SynthEncoderConfig)
     decoder: SynthDecoderConfig = field(default_factory=SynthDecoderConfig)
     quant_noise: QuantNoiseConfig = field(default_factory=QuantNoiseConfig)
-    synthesizer: SynthesizerConfig = field(default_factory=SynthesizerConfig)
+    synthesizer: SynthesizerConfig = field(default_factory=SynthesizerConfig)  # type: ignore[valid-type]
     cross_attention: str = field(
         default="dot_product", metadata={"help": SPEC_HELP + "the decoder's attention to the encoder"}
     )
@@ -81,7 +49,15 @@ class SynthTransformerConfig(FreezingOptions, SpanOptions, TransformerConfig):
     )
 
 
+class ResolvedConfig(SynthTransformerConfig):
+    """A config that was checked. attentions: the scorers of every layer that is built, by side (encoder, decoder,
+    cross)."""
+
+    attentions: Dict[str, List[LayerSpec]]
+
+
 SECTIONS: Tuple[str, ...] = ("encoder", "decoder", "quant_noise", "synthesizer")
+SIDES: Tuple[str, ...] = ("encoder", "decoder", "cross")
 # as in fairseq's transformer: the decoder takes the encoder's sizes where nothing else is said
 FOLLOWS: Dict[str, str] = {
     "decoder_embed_dim": "encoder_embed_dim",
@@ -91,16 +67,16 @@ FOLLOWS: Dict[str, str] = {
 }
 
 
-def _section_type(name: str) -> Type[FairseqDataclass]:
-    return next(f.type for f in dataclasses.fields(SynthTransformerConfig) if f.name == name)  # type: ignore
+def _section_type(config: Type[FairseqDataclass], name: str) -> Type[FairseqDataclass]:
+    return next(f.type for f in dataclasses.fields(config) if f.name == name)  # type: ignore
 
 
-def _flat_fields() -> List[Tuple[str, Any, Any]]:
+def _flat_fields(config: Type[FairseqDataclass]) -> List[Tuple[str, Any, Any]]:
     """(name, type, field) of the flat dataclass, sections unfolded with their name as prefix."""
     flat = []
-    for f in dataclasses.fields(SynthTransformerConfig):
-        if f.name in SECTIONS:
-            inner = [(f"{f.name}_{g.name}", g) for g in dataclasses.fields(_section_type(f.name))]
+    for f in dataclasses.fields(config):
+        if f.name in SECTIONS and dataclasses.is_dataclass(f.type):
+            inner = [(f"{f.name}_{g.name}", g) for g in dataclasses.fields(_section_type(config, f.name))]
         else:
             inner = [(f.name, f)]
         for name, g in inner:
@@ -112,18 +88,25 @@ def _flat_fields() -> List[Tuple[str, Any, Any]]:
 
 
 SynthTransformerFlatConfig = dataclasses.make_dataclass(
-    "SynthTransformerFlatConfig", _flat_fields(), bases=(FairseqDataclass,), namespace={"__module__": __name__}
+    "SynthTransformerFlatConfig",
+    _flat_fields(SynthTransformerConfig),
+    bases=(FairseqDataclass,),
+    namespace={"__module__": __name__},
 )
+HOLDERS.append((SynthTransformerFlatConfig, "synthesizer_"))
 
 
-def with_defaults(class_name: str, base: Type[FairseqDataclass], defaults: Mapping[str, Any]) -> Type[FairseqDataclass]:
-    """``base`` with other defaults: a named architecture that behaves alike on every command and in yaml."""
-    known = {f.name: f for f in dataclasses.fields(base)}
-    changed = [
-        (name, known[name].type, field(default=value, metadata=dict(known[name].metadata)))
-        for name, value in defaults.items()
-    ]
-    return dataclasses.make_dataclass(class_name, changed, bases=(base,), namespace={"__module__": __name__})
+def own_options(flat: Type[Any]) -> List[dataclasses.Field]:
+    """The options of a flat dataclass that fairseq's own transformer does not have."""
+    theirs = {name for name, _, _ in _flat_fields(TransformerConfig)}
+    return [f for f in dataclasses.fields(flat) if f.name not in theirs and f.name != "_name"]
+
+
+def options_for(sides: Tuple[str, ...]) -> List[Tuple[str, Any, Any]]:
+    """(name, type, field) of the own options that a model with attentions in ``sides`` has."""
+    absent = tuple(f"{side}_" for side in SIDES if side not in sides)
+    fields = [f for f in own_options(SynthTransformerFlatConfig) if not f.name.startswith(absent or "\n")]
+    return [(f.name, f.type, field(default=f.default, metadata=dict(f.metadata))) for f in fields]
 
 
 def flat_options(args: Any, defaults: Optional[Type[FairseqDataclass]] = None) -> Dict[str, Any]:
@@ -146,19 +129,17 @@ def flat_options(args: Any, defaults: Optional[Type[FairseqDataclass]] = None) -
 
 
 def nested_config(
-    args: Any,
-    defaults: Optional[Type[FairseqDataclass]] = None,
-    sides: Tuple[str, ...] = ("encoder", "decoder", "cross"),
-) -> SynthTransformerConfig:
-    """The nested config that fairseq's modules read, from flat options. UsageError for what cannot work.
+    args: Any, defaults: Optional[Type[FairseqDataclass]] = None, sides: Tuple[str, ...] = SIDES
+) -> ResolvedConfig:
+    """The nested config that fairseq's modules read, checked, from flat options. UsageError for what cannot work.
 
     sides: the attentions that the model has.
     """
     flat = flat_options(args, defaults)
-    config = SynthTransformerConfig()
+    config = ResolvedConfig()
     for f in dataclasses.fields(SynthTransformerConfig):
         if f.name in SECTIONS:
-            section = _section_type(f.name)()
+            section = _section_type(SynthTransformerConfig, f.name)()
             for g in dataclasses.fields(section):
                 if f"{f.name}_{g.name}" in flat:
                     setattr(section, g.name, flat.pop(f"{f.name}_{g.name}"))
@@ -166,8 +147,7 @@ def nested_config(
     for name, value in flat.items():  # a language model has a few options more
         if name != "_name":
             setattr(config, name, value)
-    validate(config, sides)
-    return config
+    return resolve(config, sides)
 
 
 def namespace(defaults: Type[FairseqDataclass], overrides: Mapping[str, Any]) -> Namespace:

@@ -9,18 +9,35 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from fairseq.models import FairseqIncrementalDecoder
-from fairseq.models.transformer import Embedding
 from fairseq.modules import AdaptiveInput, AdaptiveSoftmax
 from torch import Tensor, nn
 
 from fairseq_synth.errors import UsageError
 from fairseq_synth.modules.adaptive_span import AdaptiveSpan
+from fairseq_synth.modules.incremental_state import READ, SEEN
+from fairseq_synth.modules.initial import Rule, fill
 from fairseq_synth.modules.persistent_memory import PersistentMemory
 from fairseq_synth.modules.span_attention import SpanAttention
 from fairseq_synth.modules.stream_memory import Remembered, StreamMemory
 
 # remembered beyond the longest span of a layer: spans may grow before the next block
 GROWTH = 64
+
+
+class UnscaledEmbedding(nn.Embedding):
+    """Embeddings that are used as they are, not multiplied by sqrt(C).
+
+    They start with std C^-0.5, as fairseq draws embeddings; the authors' N(0, 1) learns more slowly at first.
+    """
+
+    def __init__(self, size: int, embed_dim: int, padding_idx: int) -> None:
+        super().__init__(size, embed_dim, padding_idx)
+        nn.init.normal_(self.weight, mean=0, std=embed_dim**-0.5)
+        nn.init.constant_(self.weight[padding_idx], 0)
+
+    def rule(self, name: str) -> Rule:
+        """How --frozen-init draws them: rows of the length that scaled ones have."""
+        return Rule("uniform", math.sqrt(3.0), self.padding_idx)
 
 
 class SequentialLayer(nn.Module):
@@ -50,11 +67,11 @@ class SequentialLayer(nn.Module):
         x: Tensor,
         positions: Tensor,
         past: Optional[Tensor] = None,
-        hidden: Optional[Tensor] = None,
+        pads: Optional[Tensor] = None,
         incremental_state: Optional[Dict[str, Any]] = None,
     ) -> Tensor:
         """Arguments as in SpanAttention. Returns T x B x C."""
-        x = self.self_attn_layer_norm(x + self.self_attn(x, positions, past, hidden, incremental_state))
+        x = self.self_attn_layer_norm(x + self.self_attn(x, positions, past, pads, incremental_state))
         return x if self.feed_forward is None else self.final_layer_norm(x + self.feed_forward(x))
 
 
@@ -81,16 +98,20 @@ class SequentialDecoder(FairseqIncrementalDecoder):
         if cfg.adaptive_cutoff:
             self._build_adaptive(cfg, len(dictionary))
         else:
-            # std d^-0.5, as fairseq draws embeddings; the authors' N(0, 1) learns more slowly at first
-            self.embed_tokens: nn.Module = Embedding(len(dictionary), cfg.embed_dim, self.padding_idx)
+            self.embed_tokens: nn.Module = UnscaledEmbedding(len(dictionary), cfg.embed_dim, self.padding_idx)
             self.output_projection = nn.Linear(cfg.embed_dim, len(dictionary))
         self.embedding_scale = math.sqrt(cfg.embed_dim) if cfg.adaptive_cutoff else 1.0
         self.embedding_dropout = nn.Dropout(cfg.embedding_dropout)
         # one vector per distance, shared by all heads and layers
         self.positions = nn.Parameter(
-            torch.randn(cfg.attention_span, (cfg.attention_dim or cfg.embed_dim) // cfg.attention_heads)
+            torch.empty(cfg.attention_span, (cfg.attention_dim or cfg.embed_dim) // cfg.attention_heads)
         )
+        fill(self.positions, Rule("normal", 1.0))
         self.layers = nn.ModuleList(SequentialLayer(cfg) for _ in range(cfg.layers))
+
+    def rule(self, name: str) -> Optional[Rule]:
+        """How --frozen-init draws what is particular to this model."""
+        return Rule("normal", 1.0) if name == "positions" else None
 
     def _build_adaptive(self, cfg: Any, vocabulary: int) -> None:
         """Tied adaptive input and softmax, as published for WikiText-103."""
@@ -127,17 +148,16 @@ class SequentialDecoder(FairseqIncrementalDecoder):
         """
         tokens = self._new_tokens(prev_output_tokens, incremental_state)
         past = self._recall(tokens, memory)
-        pads = tokens.eq(self.padding_idx)
-        hidden = _join_hidden(past, pads)
+        pads = _join_pads(past, tokens.eq(self.padding_idx))
         x = self.embedding_dropout(self.embed_tokens(tokens) * self.embedding_scale).transpose(0, 1)
         positions = self.positions[: max(self._reaches())]
         states = [x]
         for i, layer in enumerate(self.layers):
             before = None if past is None else past.states[i]
-            x = layer(x, positions, before, hidden, incremental_state)
+            x = layer(x, positions, before, pads, incremental_state)
             states.append(x)
         if memory is not None:
-            self._remember(memory, past, states, hidden)
+            self._remember(memory, past, states, pads)
         x = self.embedding_dropout(x).transpose(0, 1)
         return x if features_only else self.output_layer(x), {"attn": [None], "inner_states": states}
 
@@ -170,17 +190,17 @@ class SequentialDecoder(FairseqIncrementalDecoder):
                     f"--attention-span: lower --tokens-per-sample, or train with a longer span"
                 )
             return tokens
-        state = self.get_incremental_state(incremental_state, "read")
-        seen = int(state["seen"][0]) if state else 0
-        new = {"seen": tokens.new_full((tokens.size(0), 1), tokens.size(1))}
-        self.set_incremental_state(incremental_state, "read", new)
+        state = self.get_incremental_state(incremental_state, READ)
+        seen = int(state[SEEN][0]) if state else 0
+        new = {SEEN: tokens.new_full((tokens.size(0), 1), tokens.size(1))}
+        self.set_incremental_state(incremental_state, READ, new)
         return tokens[:, seen:]
 
     def reorder_incremental_state(self, incremental_state: Dict[str, Any], new_order: Tensor) -> None:
         super().reorder_incremental_state(incremental_state, new_order)
-        state = self.get_incremental_state(incremental_state, "read")
+        state = self.get_incremental_state(incremental_state, READ)
         if state:
-            self.set_incremental_state(incremental_state, "read", {"seen": state["seen"].index_select(0, new_order)})
+            self.set_incremental_state(incremental_state, READ, {SEEN: state[SEEN].index_select(0, new_order)})
 
     def _recall(self, tokens: Tensor, memory: Optional[StreamMemory]) -> Optional[Remembered]:
         past = None if memory is None else memory.read(self._incremental_state_id)
@@ -192,7 +212,7 @@ class SequentialDecoder(FairseqIncrementalDecoder):
         return past
 
     def _remember(
-        self, memory: StreamMemory, past: Optional[Remembered], states: List[Tensor], hidden: Optional[Tensor]
+        self, memory: StreamMemory, past: Optional[Remembered], states: List[Tensor], pads: Optional[Tensor]
     ) -> None:
         """Keep of every layer's input what the next block can reach, and a little more."""
         sizes = [min(self.max_span, reach + GROWTH) for reach in self._reaches()]
@@ -201,7 +221,7 @@ class SequentialDecoder(FairseqIncrementalDecoder):
             new = states[i].detach()
             before = new[:0] if past is None else past.states[i].to(new.dtype)
             kept.append(torch.cat([before[max(0, before.size(0) + new.size(0) - size) :], new])[-size:])
-        memory.write(self._incremental_state_id, Remembered(kept, None if hidden is None else hidden[:, -max(sizes) :]))
+        memory.write(self._incremental_state_id, Remembered(kept, None if pads is None else pads[:, -max(sizes) :]))
 
 
 def _fingerprint(dictionary: Any) -> Tensor:
@@ -214,11 +234,11 @@ def has_feed_forward(cfg: Any) -> bool:
     return cfg.ffn_embed_dim > 0 and (not cfg.persistent_memory or cfg.keep_feed_forward)
 
 
-def _join_hidden(past: Optional[Remembered], pads: Tensor) -> Optional[Tensor]:
+def _join_pads(past: Optional[Remembered], pads: Tensor) -> Optional[Tensor]:
     """B x (t + T), True at pads; None where there are none. t is that of the layer that remembers most."""
     if past is None:
         return pads if bool(pads.any()) else None
-    before = past.hidden
+    before = past.pads
     if before is None:
         if not bool(pads.any()):
             return None

@@ -13,14 +13,11 @@ from typing import Any, Dict, Optional, Type
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import FairseqLanguageModel
 
-import fairseq_synth.optim.adagrad_tensor_clip  # noqa: F401  (registers the optimizer of the published runs)
-from fairseq_synth.auxiliary_loss import SpanLossMixin
-from fairseq_synth.freezing.model import FreezingMixin, freeze_model
 from fairseq_synth.freezing.options import FreezingOptions
+from fairseq_synth.models.base import SynthModel, finish_model
+from fairseq_synth.models.options import SpanOptions
+from fairseq_synth.models.presets import register_presets
 from fairseq_synth.models.sequential_decoder import SequentialDecoder
-from fairseq_synth.models.span_options import SpanOptions
-from fairseq_synth.models.transformer import register_preset
-from fairseq_synth.seeded.model import SeededMixin, seed_model
 
 # generation reads one token at a time and may go on for ever
 GENERATION_LIMIT = 1_000_000
@@ -48,24 +45,15 @@ class SequentialLMConfig(FreezingOptions, SpanOptions):
     adaptive_factor: float = field(default=4.0, metadata={"help": "each band's embeddings are this much smaller"})
 
 
-class SequentialLMBase(SeededMixin, FreezingMixin, SpanLossMixin, FairseqLanguageModel):
-    """Post-norm Transformer with SpanAttention. The span loss joins whatever likelihood criterion trains it."""
+class SequentialLMBase(SynthModel, FairseqLanguageModel):
+    """Post-norm Transformer with SpanAttention. The span loss joins whatever criterion trains it."""
 
     defaults: Type[FairseqDataclass] = SequentialLMConfig
-
-    def __init__(self, decoder: SequentialDecoder, span_loss: float) -> None:
-        super().__init__(decoder)
-        self.span_loss_weight = span_loss
-        if decoder.adaptive_softmax is not None:
-            self.watch_adaptive_softmax(decoder.adaptive_softmax, decoder.padding_idx)
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "SequentialLMBase":
         """Raises UsageError for options that cannot work."""
-        model = cls(SequentialDecoder(cfg, task.target_dictionary), cfg.span_loss)
-        freeze_model(model, cfg)
-        seed_model(model, cfg)
-        return model
+        return finish_model(cls(SequentialDecoder(cfg, task.target_dictionary)), cfg)
 
     def max_decoder_positions(self) -> int:
         return GENERATION_LIMIT
@@ -105,6 +93,4 @@ PRESETS: Dict[str, Dict[str, Any]] = {
     },
 }
 
-
-for _name, _changes in PRESETS.items():
-    register_preset(_name, SequentialLMBase, _changes)
+register_presets(SequentialLMBase, PRESETS)

@@ -3,18 +3,17 @@
 from typing import Any, Dict, Type
 
 from fairseq.dataclass import FairseqDataclass
-from fairseq.models import register_model
 from fairseq.models.transformer import TransformerModelBase
 
-from fairseq_synth.auxiliary_loss import SpanLossMixin
-from fairseq_synth.freezing.model import FreezingMixin, freeze_model
-from fairseq_synth.models.config import SynthTransformerFlatConfig, nested_config, with_defaults
-from fairseq_synth.models.layers import SynthDecoder, SynthEncoder
+from fairseq_synth.models.base import SynthModel, finish_model
+from fairseq_synth.models.config import SynthTransformerFlatConfig
+from fairseq_synth.models.decoder import SynthDecoder
+from fairseq_synth.models.encoder import SynthEncoder
+from fairseq_synth.models.presets import register_presets
 from fairseq_synth.modules.projected_embedding import ProjectedEmbedding
-from fairseq_synth.seeded.model import SeededMixin, seed_model
 
 
-class SynthTransformerBase(SeededMixin, FreezingMixin, SpanLossMixin, TransformerModelBase):
+class SynthTransformerBase(SynthModel, TransformerModelBase):
     """Encoder-decoder Transformer (Vaswani et al. 2017) with synthesized attention (Tay et al. 2021).
 
     With ``dot_product`` everywhere it has the parameters, the names and the outputs of fairseq's ``transformer``.
@@ -32,12 +31,8 @@ class SynthTransformerBase(SeededMixin, FreezingMixin, SpanLossMixin, Transforme
     @classmethod
     def build_model(cls, args: Any, task: Any) -> "SynthTransformerBase":
         """Build from flat options. Raises UsageError for options that cannot work or have no effect."""
-        cfg = nested_config(args, cls.defaults)
-        model = super().build_model(cfg, task)
-        model.span_loss_weight = cfg.span_loss
-        freeze_model(model, cfg)
-        seed_model(model, cfg)
-        return model
+        cfg = cls.config(args)
+        return finish_model(super().build_model(cfg, task), cfg)
 
     @classmethod
     def build_embedding(cls, cfg, dictionary, embed_dim, path=None):
@@ -83,13 +78,4 @@ PRESETS: Dict[str, Dict[str, Any]] = {
 }
 
 
-def register_preset(name: str, base: Any, changes: Dict[str, Any]) -> None:
-    """Register an architecture: the model ``base`` with other defaults."""
-    class_name = "".join(part.capitalize() for part in name.split("_"))
-    defaults = with_defaults(class_name + "Config", base.defaults, changes)
-    model = type(class_name, (base,), {"defaults": defaults, "__module__": base.__module__})
-    register_model(name, dataclass=defaults)(model)
-
-
-for _name, _changes in PRESETS.items():
-    register_preset(_name, SynthTransformerBase, _changes)
+register_presets(SynthTransformerBase, PRESETS)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import field
-from typing import Any, Dict, List, Tuple, Type
+from typing import Any, Dict, Type
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
@@ -11,50 +11,33 @@ from fairseq.utils import eval_str_list
 from omegaconf import II
 from torch import nn
 
-from fairseq_synth.auxiliary_loss import SpanLossMixin
-from fairseq_synth.errors import UsageError
-from fairseq_synth.freezing.model import FreezingMixin, freeze_model
-from fairseq_synth.freezing.options import FreezingOptions
-from fairseq_synth.models.config import (
-    SynthDecoderConfig,
-    SynthesizerConfig,
-    SynthTransformerConfig,
-    flat_options,
-    nested_config,
-)
-from fairseq_synth.models.layers import SynthDecoder
-from fairseq_synth.models.transformer import register_preset
-from fairseq_synth.seeded.model import SeededMixin, seed_model
+from fairseq_synth.errors import UsageError, option_name
+from fairseq_synth.models.base import SynthModel, finish_model
+from fairseq_synth.models.config import flat_options, options_for
+from fairseq_synth.models.decoder import SynthDecoder
+from fairseq_synth.models.options import HOLDERS
+from fairseq_synth.models.presets import register_presets
 
-
-def _own_fields() -> List[Tuple[str, Any, Any]]:
-    """What fairseq's language model config lacks, and its sizes made to follow --decoder-embed-dim."""
-    decoder = {f.name: f for f in dataclasses.fields(SynthDecoderConfig)}
-    own = [(f"decoder_{name}", decoder[name]) for name in ("self_attention", "adaptive_span", "attention_dim")]
-    whole = {f.name: f for f in dataclasses.fields(SynthTransformerConfig)}
-    own += [
-        (name, whole[name])
-        for name in ("embedding_dim", "span_ramp", "span_loss", "persistent_memory", "keep_feed_forward")
-    ]
-    own += [(f.name, f) for f in dataclasses.fields(FreezingOptions) if f.name != "_name"]
-    own += [(f"synthesizer_{f.name}", f) for f in dataclasses.fields(SynthesizerConfig) if f.name != "_name"]
-    fields = [(name, f.type, field(default=f.default, metadata=dict(f.metadata))) for name, f in own]
-    follow = II("model.decoder_embed_dim")
-    return fields + [(name, int, field(default=follow)) for name in ("decoder_input_dim", "decoder_output_dim")]
-
-
+SIDES = ("decoder",)
+# sizes that follow --decoder-embed-dim, as in fairseq's transformer
+_FOLLOWING = [
+    (name, int, field(default=II("model.decoder_embed_dim"))) for name in ("decoder_input_dim", "decoder_output_dim")
+]
+_OPTIONS = [option for option in options_for(SIDES) if option[0] != "decoder_layers_to_keep"]
 SynthTransformerLMConfig = dataclasses.make_dataclass(
     "SynthTransformerLMConfig",
-    _own_fields(),
+    [*_OPTIONS, *_FOLLOWING],
     bases=(TransformerLanguageModelConfig,),
     namespace={"__module__": __name__},
 )
+HOLDERS.append((SynthTransformerLMConfig, "synthesizer_"))
 
 
-class SynthTransformerLMBase(SeededMixin, FreezingMixin, SpanLossMixin, TransformerLanguageModel):
+class SynthTransformerLMBase(SynthModel, TransformerLanguageModel):
     """Decoder-only Transformer; with ``dot_product`` it is fairseq's ``transformer_lm``."""
 
     defaults: Type[FairseqDataclass] = SynthTransformerLMConfig
+    sides = SIDES
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> "SynthTransformerLMBase":
@@ -62,7 +45,7 @@ class SynthTransformerLMBase(SeededMixin, FreezingMixin, SpanLossMixin, Transfor
         flat = flat_options(args, cls.defaults)
         if flat["max_target_positions"] is None:
             args.max_target_positions = flat["tokens_per_sample"] or 1024
-        cfg = nested_config(args, cls.defaults, sides=("decoder",))
+        cfg = cls.config(args)
         if cfg.offload_activations:
             cfg.checkpoint_activations = True  # as in fairseq
         if cfg.decoder.layers_to_keep:
@@ -70,13 +53,7 @@ class SynthTransformerLMBase(SeededMixin, FreezingMixin, SpanLossMixin, Transfor
         embed_tokens = _embed_tokens(cls, cfg, task.source_dictionary)
         decoder = SynthDecoder(cfg, task.target_dictionary, embed_tokens, no_encoder_attn=True)
         _check_block(task, flat["tokens_per_sample"], decoder)
-        model = cls(decoder)
-        model.span_loss_weight = cfg.span_loss
-        if decoder.adaptive_softmax is not None:
-            model.watch_adaptive_softmax(decoder.adaptive_softmax, decoder.padding_idx)
-        freeze_model(model, cfg)
-        seed_model(model, cfg)
-        return model
+        return finish_model(cls(decoder), cfg)
 
 
 def _embed_tokens(model: Any, cfg: Any, words: Any) -> nn.Module:
@@ -107,7 +84,7 @@ def _check_tying(cfg: Any) -> None:
         ("decoder_input_dim", "decoder_output_dim"),
     ):
         if str(getattr(cfg, one)) != str(getattr(cfg, other)):
-            flags = ["--" + name.replace("_", "-") for name in (one, other)]
+            flags = [option_name(name) for name in (one, other)]
             raise UsageError(
                 f"{flags[0]} {getattr(cfg, one)}: must equal {flags[1]} {getattr(cfg, other)} with "
                 f"--tie-adaptive-weights; change one, or drop --tie-adaptive-weights"
@@ -165,5 +142,4 @@ PRESETS: Dict[str, Dict[str, Any]] = {
     },
 }
 
-for _name, _changes in PRESETS.items():
-    register_preset(_name, SynthTransformerLMBase, _changes)
+register_presets(SynthTransformerLMBase, PRESETS)

@@ -1,12 +1,12 @@
 """Refuses, in one line each, what a configuration cannot mean; resolves the attention of every layer."""
 
+import copy
 import dataclasses
-from typing import Any, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Set, Tuple
 
-from fairseq_synth.errors import UsageError
-from fairseq_synth.modules.scorers import SCORERS
-from fairseq_synth.modules.scorers.factorized_dense import resolve_factors
-from fairseq_synth.modules.spec import LayerSpec, parse_spec
+from fairseq_synth.errors import UsageError, option_name
+from fairseq_synth.modules.scorers.base import check_options, scorer_options, takers
+from fairseq_synth.modules.scorers.spec import LayerSpec, parse_spec
 
 SPEC_OPTIONS = {
     "encoder": "--encoder-self-attention",
@@ -15,35 +15,14 @@ SPEC_OPTIONS = {
 }
 
 
-def parse_factors(value: Optional[str]) -> Optional[Tuple[int, int]]:
-    """'16,16' -> (16, 16). Raises UsageError for anything that is not two whole numbers."""
-    if value is None:
-        return None
-    parts = [part.strip() for part in str(value).split(",")]
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        raise UsageError(f"--synthesizer-factors {value}: wants two whole numbers a,b, for example 16,16")
-    return int(parts[0]), int(parts[1])
-
-
-def layer_specs(cfg: Any, side: str) -> List[LayerSpec]:
-    """The scorers of each layer that is built; side: encoder, decoder or cross (of the decoder)."""
-    section = cfg.encoder if side == "encoder" else cfg.decoder
-    spec = cfg.cross_attention if side == "cross" else section.self_attention
-    keep = section.layers_to_keep
-    # fairseq sets `layers` to the number of layers kept while it builds the model
-    total = getattr(section, "all_layers", section.layers)
-    specs = parse_spec(spec, total, SPEC_OPTIONS[side])
-    return [specs[int(i)] for i in sorted(keep.split(","), key=int)] if keep else specs
-
-
-def validate(cfg: Any, sides: Tuple[str, ...] = tuple(SPEC_OPTIONS)) -> None:
-    """Check a nested config with attentions in ``sides``; UsageError names option, value, limit and fix."""
+def resolve(cfg: Any, sides: Tuple[str, ...] = tuple(SPEC_OPTIONS)) -> Any:
+    """A checked copy of a nested config with attentions in ``sides``, with the scorers of every layer in
+    ``attentions``. UsageError names option, value, limit and fix."""
+    cfg = copy.deepcopy(cfg)
     for side in (s for s in sides if s != "cross"):
-        section = getattr(cfg, side)
-        section.all_layers = section.layers
-        _check_shape(side, section)
-        _check_layers_to_keep(side, section)
-    used = {side: layer_specs(cfg, side) for side in sides}
+        _check_shape(side, getattr(cfg, side))
+        _check_layers_to_keep(side, getattr(cfg, side))
+    used = {side: _layer_specs(cfg, side) for side in sides}
     if cfg.no_cross_attention and "cross" in used:
         if cfg.cross_attention != "dot_product":
             raise UsageError(
@@ -53,8 +32,18 @@ def validate(cfg: Any, sides: Tuple[str, ...] = tuple(SPEC_OPTIONS)) -> None:
     _resolve_embedding_dim(cfg)
     _check_stock_only(cfg, used)
     _check_spans_and_memory(cfg, [s for s in sides if s != "cross"])
-    names = {name for specs in used.values() for spec in specs for name in spec}
-    _check_synthesizer(cfg.synthesizer, names)
+    _check_synthesizer(cfg.synthesizer, {name for specs in used.values() for spec in specs for name in spec.names})
+    cfg.attentions = used
+    return cfg
+
+
+def _layer_specs(cfg: Any, side: str) -> List[LayerSpec]:
+    """The scorers of each layer that is built; side: encoder, decoder or cross (of the decoder)."""
+    section = cfg.encoder if side == "encoder" else cfg.decoder
+    spec = cfg.cross_attention if side == "cross" else section.self_attention
+    specs = parse_spec(spec, section.layers, SPEC_OPTIONS[side], section.attention_heads)
+    keep = section.layers_to_keep
+    return [specs[int(i)] for i in sorted(keep.split(","), key=int)] if keep else specs
 
 
 def _check_shape(side: str, section: Any) -> None:
@@ -80,12 +69,12 @@ def _resolve_embedding_dim(cfg: Any) -> None:
         raise UsageError(f"--embedding-dim {size}: must be a positive size, or 0 for that of the model")
     for option in ("adaptive_input", "character_embeddings"):
         if size and getattr(cfg, option, False):
-            flag = "--" + option.replace("_", "-")
+            flag = option_name(option)
             raise UsageError(f"--embedding-dim {size}: has no effect with {flag}, which has sizes of its own; drop one")
     for option in ("input_dim", "output_dim"):
         given = int(getattr(decoder, option))
         if size and given not in (decoder.embed_dim, size):
-            flag = "--decoder-" + option.replace("_", "-")
+            flag = option_name(f"decoder_{option}")
             raise UsageError(f"--embedding-dim {size}: is {flag} too, which is {given}; drop one of the two")
         setattr(decoder, option, size or given)
 
@@ -102,7 +91,7 @@ def _check_layers_to_keep(side: str, section: Any) -> None:
         )
 
 
-def _check_stock_only(cfg: Any, used: Any) -> None:
+def _check_stock_only(cfg: Any, used: Dict[str, List[LayerSpec]]) -> None:
     """fairseq's own variants of dot-product attention cannot carry another scorer."""
     for option, sides in (
         ("encoder_xformers_att_config", ("encoder",)),
@@ -115,8 +104,8 @@ def _check_stock_only(cfg: Any, used: Any) -> None:
             section = cfg.encoder if side == "encoder" else cfg.decoder
             plain = not (section.adaptive_span or cfg.persistent_memory) or side == "cross"
             plain = plain and not section.attention_dim
-            if not plain or any(spec != ("dot_product",) for spec in used.get(side, [])):
-                flag = "--" + option.replace("_", "-")
+            if not plain or not all(spec.is_dot_product for spec in used.get(side, [])):
+                flag = option_name(option)
                 raise UsageError(
                     f"{flag}: changes fairseq's dot-product attention only; give {SPEC_OPTIONS[side]} dot_product "
                     f"without spans, persistent memory and --*-attention-dim, or drop {flag}"
@@ -144,21 +133,12 @@ def _check_spans_and_memory(cfg: Any, sides: List[str]) -> None:
 
 
 def _check_synthesizer(options: Any, names: Set[str]) -> None:
-    for name, least in (("max_length", 1), ("rank", 1)):
-        if getattr(options, name) < least:
+    for name in sorted(names):
+        check_options(name, options)
+    for option in scorer_options():
+        value = getattr(options, option.name)
+        if str(value) != str(option.default) and not names.intersection(takers(option.name)):
             raise UsageError(
-                f"--synthesizer-{name.replace('_', '-')} {getattr(options, name)}: must be at least {least}"
-            )
-    factors = parse_factors(options.factors)
-    if "factorized_dense" in names:
-        resolve_factors(options.max_length, factors)
-    for field in dataclasses.fields(options):
-        if field.name == "_name" or str(getattr(options, field.name)) == str(field.default):
-            continue
-        takers = sorted(name for name, cls in SCORERS.items() if field.name in cls.options)
-        if not names.intersection(takers):
-            flag = f"--synthesizer-{field.name.replace('_', '-')}"
-            raise UsageError(
-                f"{flag} {getattr(options, field.name)}: has no effect with {', '.join(sorted(names))}; "
-                f"drop it, or use one of {', '.join(takers)}"
+                f"{option_name(f'synthesizer_{option.name}')} {value}: has no effect with {', '.join(sorted(names))}; "
+                f"drop it, or use one of {', '.join(takers(option.name))}"
             )

@@ -42,6 +42,8 @@ class AdaptiveSpan(nn.Module):
         UsageError: no room for the span or the ramp.
     """
 
+    component = "span"  # for --freeze
+
     def __init__(
         self, num_heads: int, max_span: int, ramp: int = 32, initial_span: float = 0.0, fixed: bool = False
     ) -> None:

@@ -2,26 +2,25 @@
 
 Legend: B batch, T target/query length, S source/key length, t cached length, H heads, D head dim, C model dim.
 
-What is cached between decoding steps: decoding_state.py.
+What is cached between decoding steps: cache.py. How the values are summed: weighted_sum/.
 """
 
 import math
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
-import torch
 from fairseq.modules.fairseq_dropout import FairseqDropout
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from fairseq_synth.errors import UsageError
 from fairseq_synth.modules.adaptive_span import AdaptiveSpan
-from fairseq_synth.modules.apply import Extra, attend, attend_shared
-from fairseq_synth.modules.block_attention import Rules, block_attention
-from fairseq_synth.modules.decoding_state import CachingAttention, Memory, State, as_memory, extend, forget
-from fairseq_synth.modules.linear import autocast
+from fairseq_synth.modules.cache import Cached, CachingAttention, State, as_cached, extend, forget
+from fairseq_synth.modules.incremental_state import ANSWERED, KEYS, PADS, VALUES
 from fairseq_synth.modules.persistent_memory import PersistentMemory
 from fairseq_synth.modules.positions import Positions, token_positions
 from fairseq_synth.modules.scorers.base import Scorer
+from fairseq_synth.modules.weighted_sum.case import Case, Persistent
+from fairseq_synth.modules.weighted_sum.choose import weighted_sum
 
 
 class SynthAttention(CachingAttention):
@@ -31,11 +30,11 @@ class SynthAttention(CachingAttention):
 
     Args:
         embed_dim, num_heads: C and H.
-        scorer: makes the logits; queries and keys are projected only if it needs them.
+        scorer: makes the logits; queries and keys are projected only for the heads that need them.
         dropout: on the attention weights. Where the logits are shared by the batch (random maps), so is the
             dropout mask, as in the authors' code.
-        causal: position t sees positions <= t, always: a causal module applies its own mask, and ``attn_mask``
-            (fairseq's future mask, which says the same) is not read.
+        causal: position t sees positions <= t, always: a causal module applies its own mask. ``attn_mask`` (fairseq's
+            future mask, which says the same) is not read, but that it is given says that pads may stand anywhere.
         cross_attention: keys and values come from ``key`` (the encoder's output), not from ``query``.
         kdim: size of ``key`` in cross-attention (default: embed_dim).
         right_padded: the caller promises that no pad precedes a real token (this package's encoder and decoder
@@ -74,25 +73,26 @@ class SynthAttention(CachingAttention):
         self.scaling = self.head_dim**-0.5
         self.causal, self.cross_attention, self.right_padded = causal, cross_attention, right_padded
         self.dropout_module = FairseqDropout(dropout, module_name=self.__class__.__name__)
+        # the heads that have keys, and those that have queries
+        self.key_heads = scorer.key_heads()
+        self.query_heads = list(range(num_heads)) if memory is not None else self.key_heads
         kdim = embed_dim if kdim is None else kdim
 
         def projection(input_dim: int, output_dim: int = inner) -> nn.Module:
             return quant_noise(nn.Linear(input_dim, output_dim), q_noise, qn_block_size)
 
         # created and drawn in fairseq's order: with dot_product, one seed gives both the same weights
-        if scorer.needs_keys:
-            self.k_proj = projection(kdim)
+        self.k_proj = projection(kdim, len(self.key_heads) * self.head_dim) if self.key_heads else None
         self.v_proj = projection(kdim)
-        if scorer.needs_keys or memory is not None:
-            self.q_proj = projection(embed_dim)
+        self.q_proj = projection(embed_dim, len(self.query_heads) * self.head_dim) if self.query_heads else None
         self.out_proj = projection(inner, embed_dim)
         self._reset_parameters(gain=1 / math.sqrt(2) if kdim == embed_dim else 1.0)
         self.scorer, self.span, self.memory = scorer, span, memory
 
     def _reset_parameters(self, gain: float) -> None:
-        for name in ("k_proj", "v_proj", "q_proj"):
-            if hasattr(self, name):
-                nn.init.xavier_uniform_(getattr(self, name).weight, gain=gain)
+        for module in (self.k_proj, self.v_proj, self.q_proj):
+            if module is not None:
+                nn.init.xavier_uniform_(module.weight, gain=gain)  # type: ignore[arg-type]
         out_proj: Any = self.out_proj  # a Linear, which quant_noise may have wrapped
         nn.init.xavier_uniform_(out_proj.weight)
         nn.init.zeros_(out_proj.bias)
@@ -101,6 +101,15 @@ class SynthAttention(CachingAttention):
     def max_length(self) -> Optional[int]:
         """N, or None where any length will do."""
         return self.scorer.max_length
+
+    @property
+    def window(self) -> Optional[int]:
+        """How many tokens a query can reach, itself included; None: any number."""
+        return None if self.span is None else max(self.span.windows())
+
+    def projections(self) -> List[str]:
+        """The names of those that a query's own input goes through, values first."""
+        return ["v_proj", *(name for name in ("q_proj", "k_proj") if getattr(self, name) is not None)]
 
     def forward(
         self,
@@ -128,73 +137,83 @@ class SynthAttention(CachingAttention):
         """
         if before_softmax:
             raise ValueError("before_softmax=True is not supported: the logits are not returned")
-        memory = self._remember(query, key, key_padding_mask, incremental_state, static_kv)
-        positions = self._positions(query.size(0), memory, incremental_state is not None)
-        q = self._heads(self.q_proj(query) * self.scaling) if hasattr(self, "q_proj") else None
-        causal = self.causal and not self.cross_attention
-        attn_mask = None if self.causal else attn_mask
-        need_weights = need_weights or need_head_weights
-        plain = attn_mask is None and not need_weights and self.memory is None
-        if plain and positions.shared and query.size(0) > 1 and not autocast(query.device):
-            return self.out_proj(self._attend_in_blocks(query, q, memory, positions, causal)), None
-        logits = self.within_span(self.scorer(query, q, memory.key, positions), positions)
-        extra = self._persistent(q)
-        x, weights = attend(logits, memory, causal, self.dropout_module, attn_mask, extra)
-        if not need_weights:
+        case = self.case(query, key, key_padding_mask, incremental_state, static_kv, attn_mask)
+        case = case._replace(need_weights=need_weights or need_head_weights)
+        x, weights = weighted_sum(case)
+        if weights is None or not case.need_weights:
             return self.out_proj(x), None
         weights = weights.expand(query.size(1), -1, -1, -1).transpose(0, 1)
         return self.out_proj(x), weights if need_head_weights else weights.mean(dim=0)
 
-    def _attend_in_blocks(
-        self, query: Tensor, q: Optional[Tensor], memory: Memory, positions: Positions, causal: bool
-    ) -> Tensor:
-        """Many queries, no weights asked for, and every pad to the right of its sentence. Returns T x B x C."""
-        logits = self.scorer.terms(query, q, memory.key, positions)
+    def case(
+        self,
+        query: Tensor,
+        key: Optional[Tensor] = None,
+        key_padding_mask: Optional[Tensor] = None,
+        incremental_state: Optional[Dict[str, State]] = None,
+        static_kv: bool = False,
+        attn_mask: Optional[Tensor] = None,
+    ) -> Case:
+        """The weighted sum that :meth:`forward` has to compute, with its arguments: logits, spans included, values, and
+        what is visible."""
+        cached = self._remember(query, key, key_padding_mask, incremental_state, static_kv)
+        trusted = self.right_padded and incremental_state is None and attn_mask is None
+        positions = self._positions(query.size(0), cached, trusted)
+        q = None if self.q_proj is None else self.split_heads(self.q_proj(query) * self.scaling)
+        logits = self.scorer.logits(query, self.of_key_heads(q), cached.key, positions)
         if self.span is not None:
-            bias = query.new_zeros(()) if logits.bias is None else logits.bias
-            logits = logits._replace(bias=self.within_span(bias, positions))
-        hidden = None if causal else memory.padding_mask  # a causal row never reaches a pad
-        if hidden is not None and logits.rows is None and logits.bias is not None and logits.bias.dim() == 3:
-            x = attend_shared(logits.bias, memory.value, hidden, self.dropout_module)
-            if x is not None:
-                return x
-        module = self.dropout_module
-        dropout = module.p if module.training or module.apply_during_inference else 0.0
-        return block_attention(logits, memory.value, Rules(memory.start, causal, dropout), hidden)
+            logits = logits.plus(self.span_limit(positions, query))
+        dropout = self.dropout_module
+        return Case(
+            logits,
+            cached.value,
+            cached.start,
+            self.causal and not self.cross_attention,
+            cached.pads,
+            cached.pads is None or positions.shared,
+            mask=None if self.causal else attn_mask,
+            memory=self._persistent(q),
+            dropout=dropout.p if dropout.training or dropout.apply_during_inference else 0.0,
+        )
 
-    def within_span(self, logits: Tensor, positions: Positions) -> Tensor:
-        """softmax(s) * m, renormalised, is softmax(s + log m)."""
+    def span_limit(self, positions: Positions, like: Tensor) -> Tensor:
+        """softmax(s) * m, renormalised, is softmax(s + log m). Returns log m: (B x) H x T x S, on like's device."""
         if self.span is None:
-            return logits
-        limit = self.span.log_mask(positions.distances(logits.device))  # H x (B) x T x S
-        limit = limit if positions.shared else limit.transpose(0, 1)
-        return (logits if positions.shared or logits.dim() == 4 else logits.unsqueeze(0)) + limit
+            raise ValueError("this attention has no span")
+        limit = self.span.log_mask(positions.distances(like.device))  # H x (B) x T x S
+        return limit if positions.shared else limit.transpose(0, 1)
 
-    def _persistent(self, q: Optional[Tensor]) -> Optional[Extra]:
+    def of_key_heads(self, q: Optional[Tensor]) -> Optional[Tensor]:
+        """Queries of all heads that have some -> of those that have keys, too. B x h x T x D."""
+        if q is None or len(self.key_heads) == len(self.query_heads):
+            return q
+        return q[:, self.key_heads] if self.key_heads else None
+
+    def _persistent(self, q: Optional[Tensor]) -> Optional[Persistent]:
         if self.memory is None:
             return None
         if q is None:
             raise ValueError("persistent memory needs queries, and the attention lost its query projection")
         keys, values = self.memory()
-        return Extra(torch.matmul(q, keys.to(q.dtype).transpose(-2, -1)), values)
+        return Persistent(q @ keys.to(q.dtype).transpose(-2, -1), values)
 
     # ------------------------------------------------------------------ shapes and positions
-    def _heads(self, x: Tensor) -> Tensor:
-        """S x B x C -> B x H x S x D (a view)."""
-        return x.view(x.size(0), x.size(1), self.num_heads, self.head_dim).permute(1, 2, 0, 3)
+    def split_heads(self, x: Tensor) -> Tensor:
+        """S x B x h*D -> B x h x S x D (a view)."""
+        return x.view(x.size(0), x.size(1), -1, self.head_dim).permute(1, 2, 0, 3)
 
-    def _positions(self, steps: int, memory: Memory, incremental: bool) -> Positions:
+    def _positions(self, steps: int, cached: Cached, trusted: bool) -> Positions:
         """Rows and columns of the logits; refuses what lies beyond the scorer's maximum length."""
-        limit, slots, mask = self.max_length, memory.value.size(2), memory.padding_mask
-        start, end = memory.dropped + memory.start, memory.dropped + slots
-        positions = Positions(start, steps, slots, first=memory.dropped)
+        limit, slots, pads = self.max_length, cached.value.size(2), cached.pads
+        start, end = cached.dropped + cached.start, cached.dropped + slots
+        known = {"pads": pads, "before": cached.tokens_before}
+        positions = Positions(start, steps, slots, first=cached.dropped, **known)  # type: ignore[arg-type]
         longest = max(end, start + steps)
         too_long = limit is not None and longest > limit
-        trusted = self.right_padded and not incremental and not self.cross_attention
-        if mask is not None and (too_long or not trusted):
-            index = token_positions(mask, memory.tokens_before)
-            rows = None if self.cross_attention else index[:, memory.start :]
-            positions = Positions(start, steps, slots, rows, index)
+        if pads is not None and (too_long or not trusted or self.cross_attention):
+            index = token_positions(pads, cached.tokens_before)
+            rows = None if self.cross_attention else index[:, cached.start :]
+            positions = Positions(start, steps, slots, rows, index, **known)  # type: ignore[arg-type]
             if too_long:  # pads may be what is too long
                 longest = max(start + steps if self.cross_attention else 0, int(index.max()) + 1)
         if limit is not None and longest > limit:
@@ -212,40 +231,39 @@ class SynthAttention(CachingAttention):
         padding_mask: Optional[Tensor],
         incremental_state: Optional[Dict[str, State]],
         static_kv: bool,
-    ) -> Memory:
+    ) -> Cached:
         """Project what is new, join it to what is cached, and store what later calls can reach."""
-        mask = None if padding_mask is None else padding_mask.bool()
+        pads = None if padding_mask is None else padding_mask.bool()
         if self.cross_attention:
-            return self._remember_source(query, key, mask, incremental_state, static_kv)
+            return self._remember_source(query, key, pads, incremental_state, static_kv)
         keys, values = self._project(query)
         if incremental_state is None:
-            return Memory(None if keys is None else self._heads(keys), self._heads(values), mask, 0)
-        state = extend(self._get_input_buffer(incremental_state), keys, values, mask)
-        kept = state if self.span is None else forget(state, max(self.span.windows()))
-        self._set_input_buffer(incremental_state, kept)
-        return as_memory(state, self.num_heads, query.size(0))
+            return Cached(None if keys is None else self.split_heads(keys), self.split_heads(values), pads, 0)
+        state = extend(self._get_input_buffer(incremental_state), keys, values, pads)
+        self._set_input_buffer(incremental_state, forget(state, self.window))
+        return as_cached(state, self.num_heads, len(self.key_heads), query.size(0))
 
     def _remember_source(
         self,
         query: Tensor,
         source: Optional[Tensor],
-        mask: Optional[Tensor],
+        pads: Optional[Tensor],
         incremental_state: Optional[Dict[str, State]],
         static_kv: bool,
-    ) -> Memory:
+    ) -> Cached:
         """The encoder's output does not change (static_kv): it is projected once, and the queries are counted."""
         state = self._get_input_buffer(incremental_state)
-        start = state["prev_query"].size(1) if state else 0
+        start = state[ANSWERED].size(1) if state else 0
         if not (state and static_kv):
             if source is None:
                 raise ValueError("cross-attention needs `key`, the encoder's output")
-            keys, values = (None if x is None else self._heads(x) for x in self._project(source))
-            state = {"prev_key": keys, "prev_value": values, "prev_key_padding_mask": mask}
+            keys, values = (None if x is None else self.split_heads(x) for x in self._project(source))
+            state = {KEYS: keys, VALUES: values, PADS: pads}
         if incremental_state is not None:
             answered = query.new_empty(query.size(1), start + query.size(0), 0)
-            self._set_input_buffer(incremental_state, {**state, "prev_query": answered})
-        return Memory(state["prev_key"], state["prev_value"], state["prev_key_padding_mask"], start)
+            self._set_input_buffer(incremental_state, {**state, ANSWERED: answered})
+        return Cached(state[KEYS], state[VALUES], state[PADS], start)
 
     def _project(self, source: Tensor) -> Tuple[Optional[Tensor], Tensor]:
         """Keys, if the scorer needs them, and values: S x B x C."""
-        return self.k_proj(source) if self.scorer.needs_keys else None, self.v_proj(source)
+        return None if self.k_proj is None else self.k_proj(source), self.v_proj(source)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_synth.errors import UsageError
+from fairseq_synth.modules.initial import Rule, fill
 
 
 class PersistentMemory(nn.Module):
@@ -24,17 +25,25 @@ class PersistentMemory(nn.Module):
         UsageError: size below 1.
     """
 
+    component = "ffn"  # for --freeze: it does the work of the feed-forward sublayers
+
     def __init__(self, num_heads: int, size: int, head_dim: int) -> None:
         super().__init__()
         if size < 1:
             raise UsageError(f"--persistent-memory {size}: must be at least 1 vector per head; 0 leaves the memory out")
         self.size = size
         self.key_scale, self.value_scale = math.sqrt(head_dim), math.sqrt(size)
-        self.key = nn.Parameter(torch.randn(num_heads, size, head_dim) / self.key_scale)
-        self.value = nn.Parameter(torch.randn(num_heads, size, head_dim) / self.value_scale)
+        self.key = nn.Parameter(torch.empty(num_heads, size, head_dim))
+        self.value = nn.Parameter(torch.empty(num_heads, size, head_dim))
+        for name, parameter in self.named_parameters():
+            fill(parameter, self.rule(name))
 
     def extra_repr(self) -> str:
         return "heads={}, size={}, head_dim={}".format(*self.key.shape)
+
+    def rule(self, name: str) -> Rule:
+        """How its parameters start."""
+        return Rule("normal", 1 / (self.key_scale if name == "key" else self.value_scale))
 
     def forward(self) -> Tuple[Tensor, Tensor]:
         """Keys and values, both H x N x D."""

@@ -13,27 +13,45 @@ import torch
 from torch import Tensor
 
 
-def token_positions(padding_mask: Tensor, before: Union[int, Tensor] = 0) -> Tensor:
+def token_positions(pads: Tensor, before: Union[int, Tensor] = 0) -> Tensor:
     """Position of every slot among the real tokens of its sentence; pads get a neighbour's (they are masked).
 
-    ``padding_mask``: B x S, True at pads; ``before``: how many tokens stood before these slots (a number, or B x 1).
+    ``pads``: B x S, True at pads; ``before``: how many tokens stood before these slots (a number, or B x 1).
     Returns B x S (int64), values in [0, before + S).
     """
-    return (padding_mask.logical_not().long().cumsum(dim=1) - 1 + before).clamp(min=0)
+    return (pads.logical_not().long().cumsum(dim=1) - 1 + before).clamp(min=0)
 
 
-def right_padding_order(padding_mask: Tensor) -> Optional[Tensor]:
-    """Slot order (B x S) that moves every pad behind the real tokens; None where no pad precedes a token."""
-    is_pad = padding_mask.long()
-    if not bool((is_pad[:, :-1] > is_pad[:, 1:]).any()):
-        return None
-    return torch.sort(is_pad, dim=1, stable=True)[1]
+class Padding(NamedTuple):
+    """Where pads stand in a batch. order: slot order (B x S) that moves every pad behind the real tokens, None where no
+    pad precedes a token; between: some pad has tokens on both sides."""
+
+    order: Optional[Tensor]
+    between: bool
+
+
+def padding_layout(pads: Tensor) -> Padding:
+    """pads: B x S, True at pads. Waits for the device once."""
+    tokens = pads.logical_not().long().cumsum(dim=1)
+    early = pads & (tokens < tokens[:, -1:])
+    precedes, between = torch.stack([early.any(), (early & (tokens > 0)).any()]).tolist()
+    return Padding(torch.sort(pads.long(), dim=1, stable=True)[1] if precedes else None, between)
+
+
+def gather_slots(x: Tensor, order: Tensor, batch_dim: int = 0) -> Tensor:
+    """Reorder the slots of x (B x S (x C), or S x B x C with batch_dim 1) by ``order`` (B x S)."""
+    index = order.t() if batch_dim else order
+    if x.dim() == 3:
+        index = index.unsqueeze(-1).expand(-1, -1, x.size(2))
+    return x.gather(1 - batch_dim, index)
 
 
 class Positions(NamedTuple):
     """Rows ``[start, start + queries)`` against columns ``[first, first + keys)``, unless an index says otherwise.
 
-    ``first`` is not 0 where decoding dropped what an adaptive span does not reach.
+    ``first`` is not 0 where decoding dropped what an adaptive span does not reach; ``before``: how many tokens of each
+    sentence were dropped (a number, or B x 1, where some of the slots were pads). ``pads``: B x S, True at pads of the
+    columns; None where none is known.
     """
 
     start: int
@@ -42,6 +60,8 @@ class Positions(NamedTuple):
     query_index: Optional[Tensor] = None  # B x T token positions
     key_index: Optional[Tensor] = None  # B x S token positions
     first: int = 0
+    pads: Optional[Tensor] = None
+    before: Union[int, Tensor] = 0
 
     @property
     def end(self) -> int:
@@ -53,15 +73,27 @@ class Positions(NamedTuple):
         """True where every sentence of the batch has the same rows and columns."""
         return self.query_index is None and self.key_index is None
 
-    def distances(self, device: torch.device) -> Tensor:
-        """How far every column is before or after its row, in tokens: T x S, or B x T x S where sentences differ."""
+    @property
+    def lengths(self) -> Optional[Tensor]:
+        """Tokens of every sentence up to the last column (B); None where all have ``end`` of them."""
+        if self.pads is None:
+            return None
+        before = self.before.view(-1) if isinstance(self.before, Tensor) else self.before
+        return self.pads.logical_not().sum(dim=1) + before
+
+    def offsets(self, device: torch.device) -> Tensor:
+        """Position of every column minus that of its row, in tokens: T x S, or B x T x S where sentences differ."""
         rows, columns = self.query_index, self.key_index
         if rows is None:
             rows = torch.arange(self.start, self.start + self.queries, device=device).unsqueeze(0)
         if columns is None:
             columns = torch.arange(self.first, self.end, device=device).unsqueeze(0)
-        distances = (rows.unsqueeze(-1) - columns.unsqueeze(-2)).abs()
-        return distances[0] if self.shared else distances
+        offsets = columns.unsqueeze(-2) - rows.unsqueeze(-1)
+        return offsets[0] if self.shared else offsets
+
+    def distances(self, device: torch.device) -> Tensor:
+        """How far every column is before or after its row, in tokens: T x S, or B x T x S where sentences differ."""
+        return self.offsets(device).abs()
 
     def rows(self, table: Tensor) -> Tensor:
         """H x N x X -> H x T x X, or B x H x T x X where sentences differ."""

@@ -8,10 +8,7 @@ its own. What lies before the start of the stream is masked (the paper attends t
 sentence means the same alone, left-padded or after a longer padding; the very first query sees no context and gets
 zeros from it.
 
-Decoding state (through fairseq's incremental-state API; batch first). One or many new tokens may arrive per call;
-what no head can reach any more is dropped.
-    prev_key, prev_value   B x H x t x D
-    prev_hidden            B x t, or None   True at pads
+One or many new tokens may arrive per call of incremental decoding; what no head can reach any more is dropped.
 """
 
 from typing import Any, Dict, NamedTuple, Optional
@@ -22,9 +19,10 @@ from torch import Tensor, nn
 
 from fairseq_synth.errors import UsageError
 from fairseq_synth.modules.adaptive_span import AdaptiveSpan, HeadGroup
-from fairseq_synth.modules.banded_attention import banded_attention
-from fairseq_synth.modules.decoding_state import CachingAttention, State
+from fairseq_synth.modules.cache import CachingAttention, State
+from fairseq_synth.modules.incremental_state import KEYS, PADS, VALUES
 from fairseq_synth.modules.persistent_memory import PersistentMemory
+from fairseq_synth.modules.weighted_sum.banded import banded_attention
 
 
 class _Context(NamedTuple):
@@ -32,7 +30,7 @@ class _Context(NamedTuple):
 
     key: Tensor
     value: Tensor
-    hidden: Optional[Tensor]  # B x rows
+    pads: Optional[Tensor]  # B x rows
 
 
 class SpanAttention(CachingAttention):
@@ -85,7 +83,7 @@ class SpanAttention(CachingAttention):
         x: Tensor,
         positions: Tensor,
         past: Optional[Tensor] = None,
-        hidden: Optional[Tensor] = None,
+        pads: Optional[Tensor] = None,
         incremental_state: Optional[Dict[str, State]] = None,
     ) -> Tensor:
         """
@@ -93,14 +91,14 @@ class SpanAttention(CachingAttention):
             x: T x B x C, the block.
             positions: at least W x D; row i is the vector of distance i + 1.
             past: t x B x C, the states just before the block (not together with incremental_state).
-            hidden: B x (t + T), or B x T in incremental decoding; True at pads. None: no pads.
+            pads: B x (t + T), or B x T in incremental decoding; True at pads. None: no pads.
             incremental_state: decode from cached keys and values.
 
         Returns:
             T x B x C
         """
         memory = None if self.memory is None else self.memory()
-        cached = None if incremental_state is None else self._append(x, hidden, incremental_state)
+        cached = None if incremental_state is None else self._append(x, pads, incremental_state)
         past = x[:0] if past is None else past.to(x.dtype)
         known = past.size(0) + x.size(0) if cached is None else cached.key.size(2)
         weights = self._weights_by_head()
@@ -108,7 +106,7 @@ class SpanAttention(CachingAttention):
         for group in self.span.groups():
             heads = _Heads(group, weights)
             rows = min(group.window, max(1, known - 1)) + x.size(0) - 1  # as far as there is anything to see
-            context = self._project(past, x, hidden, heads, rows) if cached is None else cached.of(heads, rows)
+            context = self._project(past, x, pads, heads, rows) if cached is None else cached.of(heads, rows)
             total = total + self._attend(x, context, positions, heads, memory)
         return total
 
@@ -124,7 +122,7 @@ class SpanAttention(CachingAttention):
             positions[:window].flip(0).to(query.dtype),
             self._log_mask(heads, window),
             None if memory is None else tuple(t[heads.select].to(query.dtype) for t in memory),
-            context.hidden,
+            context.pads,
             self.dropout if self.training else 0.0,
         )
         return F.linear(y.transpose(0, 1).reshape(steps, batch, -1), heads.weight("out"))
@@ -144,44 +142,45 @@ class SpanAttention(CachingAttention):
         far = torch.arange(window - 1, min(nearest, window) - 1, -1, device=self.span.span_ratio.device)
         return self.span.log_mask(far)[heads.select]
 
-    def _project(self, past: Tensor, x: Tensor, hidden: Optional[Tensor], heads: "_Heads", rows: int) -> _Context:
+    def _project(self, past: Tensor, x: Tensor, pads: Optional[Tensor], heads: "_Heads", rows: int) -> _Context:
         """Keys and values of the last ``rows`` positions before the last query, zeros where the stream begins."""
         inside = x[-1 - rows : -1]
         before = past[max(0, past.size(0) - rows + inside.size(0)) :]
         missing = rows - inside.size(0) - before.size(0)
         key, value = (self._join(before, inside, missing, heads.weight(name)) for name in "kv")
-        if hidden is not None:
-            hidden = hidden[:, hidden.size(1) - 1 - rows + missing : -1]
-        return _Context(key, value, _pad_hidden(hidden, missing, x.size(1), rows, key))
+        if pads is not None:
+            pads = pads[:, pads.size(1) - 1 - rows + missing : -1]
+        return _Context(key, value, _join_missing(pads, missing, x.size(1), rows, key))
 
     def _join(self, before: Tensor, inside: Tensor, missing: int, weight: Tensor) -> Tensor:
         """rows x B*h x D. Apart, because the past needs no gradient: nothing is computed for it."""
         parts = [F.linear(part, weight) for part in (before, inside) if part.size(0)]
         if missing:
-            parts.insert(0, inside.new_zeros(missing, inside.size(1), weight.size(0)))
+            # in the type of the others: under autocast the input's is another
+            parts.insert(0, (parts or [inside])[0].new_zeros(missing, inside.size(1), weight.size(0)))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1).unflatten(1, (-1, self.head_dim))
 
     # ------------------------------------------------------------------ decoding state
-    def _append(self, x: Tensor, hidden: Optional[Tensor], incremental_state: Dict[str, State]) -> "_Cache":
+    def _append(self, x: Tensor, pads: Optional[Tensor], incremental_state: Dict[str, State]) -> "_Cache":
         """Project the new tokens, join them to what is cached, and store what the next token can still reach."""
         state = self._get_input_buffer(incremental_state)
         key, value = (self._heads(projection(x)) for projection in (self.k_proj, self.v_proj))
         if state:
-            old = state["prev_hidden"]
-            if hidden is not None or old is not None:
-                hidden = _visible(x.size(1), x.size(0), x) if hidden is None else hidden
-                old = _visible(x.size(1), state["prev_key"].size(2), x) if old is None else old
-                hidden = torch.cat([old, hidden], dim=1)
-            key = torch.cat([state["prev_key"], key], dim=2)
-            value = torch.cat([state["prev_value"], value], dim=2)
+            old = state[PADS]
+            if pads is not None or old is not None:
+                pads = _visible(x.size(1), x.size(0), x) if pads is None else pads
+                old = _visible(x.size(1), state[KEYS].size(2), x) if old is None else old
+                pads = torch.cat([old, pads], dim=1)
+            key = torch.cat([state[KEYS], key], dim=2)
+            value = torch.cat([state[VALUES], value], dim=2)
         reach = self.reach
         kept = {
-            "prev_key": key[:, :, -reach:],
-            "prev_value": value[:, :, -reach:],
-            "prev_hidden": None if hidden is None else hidden[:, -reach:],
+            KEYS: key[:, :, -reach:],
+            VALUES: value[:, :, -reach:],
+            PADS: None if pads is None else pads[:, -reach:],
         }
         self._set_input_buffer(incremental_state, kept)
-        return _Cache(key, value, hidden)
+        return _Cache(key, value, pads)
 
     def _heads(self, x: Tensor) -> Tensor:
         """T x B x C -> B x H x T x D."""
@@ -189,11 +188,11 @@ class SpanAttention(CachingAttention):
 
 
 class _Cache(NamedTuple):
-    """Keys and values of all heads, up to the newest token: B x H x t x D; hidden: B x t or None."""
+    """Keys and values of all heads, up to the newest token: B x H x t x D; pads: B x t or None."""
 
     key: Tensor
     value: Tensor
-    hidden: Optional[Tensor]
+    pads: Optional[Tensor]
 
     def of(self, heads: "_Heads", rows: int) -> _Context:
         batch, _, slots, size = self.key.shape
@@ -202,9 +201,9 @@ class _Cache(NamedTuple):
             _pad_rows(x[:, heads.select, slots - 1 - known : -1].permute(2, 0, 1, 3).flatten(1), rows - known)
             for x in (self.key, self.value)
         )
-        hidden = None if self.hidden is None else self.hidden[:, slots - 1 - known : -1]
-        hidden = _pad_hidden(hidden, rows - known, batch, rows, key)
-        return _Context(key.view(rows, -1, size), value.view(rows, -1, size), hidden)
+        pads = None if self.pads is None else self.pads[:, slots - 1 - known : -1]
+        pads = _join_missing(pads, rows - known, batch, rows, key)
+        return _Context(key.view(rows, -1, size), value.view(rows, -1, size), pads)
 
 
 class _Heads:
@@ -226,11 +225,11 @@ def _pad_rows(x: Tensor, missing: int) -> Tensor:
     return F.pad(x, (0, 0) * (x.dim() - 1) + (missing, 0)) if missing else x
 
 
-def _pad_hidden(hidden: Optional[Tensor], missing: int, batch: int, rows: int, like: Tensor) -> Optional[Tensor]:
-    """B x known rows (or None) -> B x all rows, the missing ones hidden; None where all is visible."""
+def _join_missing(pads: Optional[Tensor], missing: int, batch: int, rows: int, like: Tensor) -> Optional[Tensor]:
+    """B x known rows (or None) -> B x all rows, the missing ones True; None where all is visible."""
     if not missing:
-        return hidden
-    known = _visible(batch, rows - missing, like) if hidden is None else hidden
+        return pads
+    known = _visible(batch, rows - missing, like) if pads is None else pads
     return F.pad(known, (missing, 0), value=True)
 
 

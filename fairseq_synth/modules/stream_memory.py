@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 class Remembered(NamedTuple):
-    """states: per layer, t x B x C, detached (t differs between layers); hidden: B x t, True at pads, or None."""
+    """states: per layer, t x B x C, detached (t differs between layers); pads: B x t, True at pads, or None."""
 
     states: List[Tensor]
-    hidden: Optional[Tensor]
+    pads: Optional[Tensor]
 
 
 class StreamMemory:

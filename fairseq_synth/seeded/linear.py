@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_synth.errors import UsageError
-from fairseq_synth.modules.linear import is_faster, product
+from fairseq_synth.modules.products import is_faster, product
 from fairseq_synth.seeded.recipe import Recipe
 
 # a block's elements: 512 KB in float32, within the cache of one core; its rows: fewer take other paths through BLAS

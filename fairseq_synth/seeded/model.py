@@ -29,9 +29,8 @@ def seed_model(model: "SeededMixin", cfg: Any) -> None:
     _check(cfg)
     if seed is None:
         return
-    map_init = getattr(getattr(cfg, "synthesizer", None), "init", "glorot")
     names = list(model.frozen_parameters)  # type: ignore[attr-defined]
-    model.frozen_recipes = recipes(model, names, seed, str(map_init))  # type: ignore[arg-type]
+    model.frozen_recipes = recipes(model, names, seed)  # type: ignore[arg-type]
     model.frozen_seed, model.frozen_storage = seed, str(cfg.store_frozen)
     if cfg.frozen_on_the_fly:
         take_matrices_away(model, model.frozen_recipes, cfg.freeze)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from torch import nn
 
 from fairseq_synth.errors import UsageError
 from fairseq_synth.freezing.groups import tied_names
-from fairseq_synth.modules.linear import Linear
+from fairseq_synth.modules.products import Linear
 from fairseq_synth.seeded.linear import SeededLinear
 from fairseq_synth.seeded.recipe import Recipe
 
@@ -15,7 +15,7 @@ META = torch.device("meta")
 PLAIN = (nn.Linear, Linear)
 
 
-def let_go(layer: nn.Module) -> None:
+def drop_weights(layer: nn.Module) -> None:
     """Drop the weights of a layer that was just built, so that no more than one layer's are held at a time.
 
     Their shapes stay; :func:`take_matrices_away` gives room to those that a checkpoint will fill.

@@ -6,21 +6,11 @@ from typing import Any, List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+from fairseq_synth.modules.initial import Rule
 from fairseq_synth.seeded import generator
 
 KINDS = ("uniform", "normal", "constant")
 PRECISIONS = ("float16", "bfloat16", "float32", "float64")
-
-
-class Rule(NamedTuple):
-    """kind and value: ``uniform`` on (-value, value), ``normal`` of this standard deviation, or ``constant``.
-
-    zero_row: this row is zero (of embeddings, that of the padding symbol).
-    """
-
-    kind: str
-    value: float
-    zero_row: Optional[int] = None
 
 
 class Recipe(NamedTuple):

@@ -1,33 +1,34 @@
-"""Scorers: the ways to make attention logits. One file each, registered by name."""
+"""Scorers: the ways to make attention logits. One file each, registered by name; the folder imports itself."""
 
-from fairseq_synth.modules.scorers import (
-    dense,
-    dot_product,
-    factorized_dense,
-    factorized_random,
-    fixed_random,
-    random,
-)
+import importlib
+import pkgutil
+
 from fairseq_synth.modules.scorers.base import (
     SCORERS,
+    AttentionConfig,
+    LengthOptions,
+    NoOptions,
     Scorer,
-    ScorerConfig,
     build_scorer,
     register_scorer,
     scorer_names,
 )
+from fairseq_synth.modules.scorers.logits import HeadLogits, Logits
+from fairseq_synth.modules.scorers.maps import MapOptions
+
+for _found in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_found.name}")
 
 __all__ = [
     "SCORERS",
+    "AttentionConfig",
+    "HeadLogits",
+    "LengthOptions",
+    "Logits",
+    "MapOptions",
+    "NoOptions",
     "Scorer",
-    "ScorerConfig",
     "build_scorer",
-    "dense",
-    "dot_product",
-    "factorized_dense",
-    "factorized_random",
-    "fixed_random",
-    "random",
     "register_scorer",
     "scorer_names",
 ]

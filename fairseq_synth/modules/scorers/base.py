@@ -4,30 +4,31 @@ A scorer answers one question: the attention logits of query rows ``[t, t + T)``
 Shapes: B batch, T queries, S keys, H heads, D head dim, C model dim, N maximum length.
 """
 
-import math
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Type
 
-import torch
 from torch import Tensor, nn
 
-from fairseq_synth.errors import UsageError
+from fairseq_synth.errors import UsageError, option_name
+from fairseq_synth.modules.initial import Rule, fill
 from fairseq_synth.modules.positions import Positions
+from fairseq_synth.modules.scorers.logits import AnyLogits
 
-INITS = ("glorot", "normal")
+# what logits can depend on, each including those before it
+DEPENDS_ON = ("positions", "lengths", "tokens")
 
 
-class ScorerConfig(NamedTuple):
-    """What a scorer may depend on. ``map_seed`` is already specific to one attention of the model."""
+class AttentionConfig(NamedTuple):
+    """The attention that a scorer works for. attention_dim: H * D; None: embed_dim. place: its name in the model."""
 
     embed_dim: int
     num_heads: int
-    max_length: int = 256
-    rank: int = 8
-    init: str = "glorot"
-    factors: Optional[Tuple[int, int]] = None  # None: the most even a * b = N
-    share_output: bool = False
-    map_seed: int = 1
-    attention_dim: Optional[int] = None  # H * D; None: embed_dim
+    attention_dim: Optional[int] = None
+    place: str = ""
+    causal: bool = False
+    cross: bool = False
 
     @property
     def inner_dim(self) -> int:
@@ -37,97 +38,174 @@ class ScorerConfig(NamedTuple):
     def head_dim(self) -> int:
         return self.inner_dim // self.num_heads
 
+    def of_heads(self, count: int) -> "AttentionConfig":
+        """The same for some of the heads."""
+        return self._replace(num_heads=count, attention_dim=count * self.head_dim)
 
-class Logits(NamedTuple):
-    """rows @ columns^T + bias, where each half may be None.
+    def seed(self, seed: int) -> int:
+        """A seed of its own for every attention, independent of how many others there are."""
+        return int.from_bytes(hashlib.sha256(f"{seed}:{self.place}".encode()).digest()[:7], "big")
 
-    rows: B x H x T x E; columns: B x H x S x E; bias: (B x) H x T x S.
-    """
 
-    rows: Optional[Tensor] = None
-    columns: Optional[Tensor] = None
-    bias: Optional[Tensor] = None
+@dataclass
+class NoOptions:
+    """Of a scorer that has none."""
+
+
+@dataclass
+class LengthOptions:
+    """Of scorers that know positions up to N."""
+
+    max_length: int = field(
+        default=256, metadata={"help": "N: the longest sequence the synthesized maps cover", "least": 1}
+    )
 
 
 class Scorer(nn.Module):
-    """Base class. A subclass sets the flags and implements :meth:`forward`.
+    """Base class. A subclass sets the flags and implements :meth:`logits`.
 
-    uses_tokens:  False -> logits are H x T x S, shared by the whole batch; True -> B x H x T x S.
-    needs_keys:   True -> :meth:`forward` receives projected queries and keys (and the keys are cached).
-    options:      the fields of :class:`ScorerConfig` (beyond the shapes) that have an effect.
+    depends_on:   what the logits depend on: ``positions`` (then they are H x T x S, shared by the whole batch),
+                  ``lengths`` (of the sentences, too) or ``tokens`` (B x H x T x S).
+    needs_keys:   True -> :meth:`logits` receives projected queries and keys (and the keys are cached).
+    Options:      dataclass of what ``--synthesizer-...`` sets, given to :func:`register_scorer`.
     max_length:   N, or None where any length will do.
+
+    Args:
+        attention: what it scores for.
+        options: an instance of ``Options``.
     """
 
-    uses_tokens: bool = True
+    depends_on: str = "tokens"
     needs_keys: bool = False
-    options: Sequence[str] = ()
+    Options: Type[Any] = NoOptions
+    freeze_group = "scorer"
 
-    def __init__(self, config: ScorerConfig):
+    def __init__(self, attention: AttentionConfig, options: Any):
         super().__init__()
-        self.max_length: Optional[int] = config.max_length if "max_length" in self.options else None
+        self.num_heads = attention.num_heads
+        self.max_length: Optional[int] = getattr(options, "max_length", None)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "forward" in vars(cls) and "terms" not in vars(cls):
-            cls.terms = Scorer.terms  # type: ignore[method-assign]  # those of a parent are of the parent's logits
-
-    def forward(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Tensor:
-        """Logits, before any mask.
+    def logits(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> AnyLogits:
+        """Logits before any mask; as a product where there is one: a causal attention then makes half of them, and a
+        mixture makes those of all its scorers at once.
 
         x: T x B x C, the layer's input at the query positions. q: B x H x T x D, already divided by sqrt(D);
-        k: B x H x S x D; both None unless ``needs_keys``. Returns (B x) H x T x S.
+        k: B x H x S x D; both None unless ``needs_keys``, and of the heads in :meth:`key_heads` only.
         """
         raise NotImplementedError
 
-    def terms(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Logits:
-        """The same logits before the product that makes them, where there is one; for shared positions only.
+    def forward(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Tensor:
+        """The whole matrix, (B x) H x T x S."""
+        return self.logits(x, q, k, positions).full()
 
-        A causal attention then makes half of them, and a mixture makes those of all its scorers by one product.
-        """
-        return Logits(bias=self(x, q, k, positions))
+    def rule(self, name: str) -> Optional[Rule]:
+        """How this module's own parameter ``name`` starts, with and without --frozen-init; None: as the constructor
+        left it, and --frozen-init can draw it only where that is one constant."""
+        return None
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters that have a rule. :func:`build_scorer` calls it."""
+        for name, parameter in self.named_parameters(recurse=False):
+            rule = self.rule(name)
+            if rule is not None:
+                fill(parameter, rule)
+
+    def key_heads(self) -> List[int]:
+        """The heads whose queries and keys the scorer needs."""
+        return list(range(self.num_heads)) if self.needs_keys else []
+
+    @classmethod
+    def check(cls, options: Any) -> None:
+        """Raises UsageError for options that do not fit together; each by itself is checked by its ``least``."""
 
 
 SCORERS: Dict[str, Type[Scorer]] = {}
+# called with the options of every scorer that is registered from then on
+LISTENERS: List[Callable[[List[dataclasses.Field]], None]] = []
 
 
-def register_scorer(name: str) -> Callable[[Type[Scorer]], Type[Scorer]]:
+def register_scorer(name: str, options: Optional[Type[Any]] = None) -> Callable[[Type[Scorer]], Type[Scorer]]:
     """Class decorator: makes a scorer usable in ``--encoder-self-attention`` and the like.
 
-    Raises ValueError where the name is taken, or holds a character that specs use (``+ , *``) or a space.
+    options: a dataclass (default: that of the parent class). Its fields become ``--synthesizer-FIELD``, each with a
+    ``help`` in its metadata, and ``least`` where a number has a lower limit. Scorers that have a field of the same
+    name share the option.
+
+    Raises ValueError where the name is taken, or holds a character that specs use (``+ , * | :``) or a space, and
+    where an option is declared otherwise by another scorer.
     """
 
     def register(cls: Type[Scorer]) -> Type[Scorer]:
         if SCORERS.get(name, cls) is not cls:
             raise ValueError(f"scorer {name!r} is already registered by {SCORERS[name].__name__}")
-        if not name or any(c in "+,*" or c.isspace() for c in name):
-            raise ValueError(f"scorer name {name!r}: '+', ',', '*' and spaces have a meaning in specs")
+        if not name or any(c in "+,*|:" or c.isspace() for c in name):
+            raise ValueError(f"scorer name {name!r}: '+', ',', '*', '|', ':' and spaces have a meaning in specs")
+        if options is not None:
+            cls.Options = options
+        fields = list(dataclasses.fields(cls.Options))
+        for one in fields:
+            _check_shared(name, one)
         SCORERS[name] = cls
+        for listener in LISTENERS:
+            listener(fields)
         return cls
 
     return register
+
+
+def _check_shared(name: str, one: dataclasses.Field) -> None:
+    for other in scorer_options():
+        if other.name == one.name and (other.type, other.default) != (one.type, one.default):
+            raise ValueError(
+                f"scorer {name!r}: option {one.name} has type {one.type} and default {one.default!r}, another scorer's "
+                f"has {other.type} and {other.default!r}; take the same, or another name"
+            )
+
+
+def scorer_options() -> List[dataclasses.Field]:
+    """The options of all scorers, each once."""
+    found: Dict[str, dataclasses.Field] = {}
+    for cls in SCORERS.values():
+        for one in dataclasses.fields(cls.Options):
+            found.setdefault(one.name, one)
+    return list(found.values())
+
+
+def takers(option: str) -> List[str]:
+    """The scorers that have this option."""
+    return sorted(name for name, cls in SCORERS.items() if option in {f.name for f in dataclasses.fields(cls.Options)})
 
 
 def scorer_names() -> List[str]:
     return sorted(SCORERS)
 
 
-def build_scorer(name: str, config: ScorerConfig) -> Scorer:
-    return SCORERS[name](config)
+def scorer_name(scorer: nn.Module) -> str:
+    """As in specs."""
+    names = [name for name, cls in SCORERS.items() if cls is type(scorer)]
+    return names[0] if names else type(scorer).__name__
 
 
-def init_map(tensor: Tensor, init: str, variance: float = 1.0, generator: Optional[torch.Generator] = None) -> None:
-    """Fill a logit map H x N x M in place.
+def options_of(name: str, given: Any) -> Any:
+    """The options of one scorer, from an object that has those of all (or only some, the rest being default)."""
+    cls = SCORERS[name].Options
+    names = [f.name for f in dataclasses.fields(cls) if hasattr(given, f.name)]
+    return cls(**{name: getattr(given, name) for name in names})
 
-    ``glorot``: the authors' initialiser, fans guessed from the three dimensions, which makes the attention start
-    practically uniform. ``normal``: N(0, variance).
-    """
-    if init == "normal":
-        values = torch.randn(tensor.shape, generator=generator) * math.sqrt(variance)
-    elif init == "glorot":
-        heads, rows, columns = tensor.shape
-        bound = math.sqrt(6.0 / (columns * (rows + heads)))
-        values = (2 * torch.rand(tensor.shape, generator=generator) - 1) * bound
-    else:
-        raise UsageError(f"--synthesizer-init {init}: not one of {', '.join(INITS)}")
-    with torch.no_grad():
-        tensor.copy_(values)
+
+def check_options(name: str, given: Any) -> None:
+    """Raises UsageError for a value that the scorer cannot have."""
+    cls = SCORERS[name]
+    options = options_of(name, given)
+    for one in dataclasses.fields(options):
+        least, value = one.metadata.get("least"), getattr(options, one.name)
+        if least is not None and value < least:
+            raise UsageError(f"{option_name(f'synthesizer_{one.name}')} {value}: must be at least {least}")
+    cls.check(options)
+
+
+def build_scorer(name: str, attention: AttentionConfig, given: Any = None) -> Scorer:
+    """A scorer by its name. given: see :func:`options_of`."""
+    scorer = SCORERS[name](attention, options_of(name, given))
+    scorer.reset_parameters()
+    return scorer

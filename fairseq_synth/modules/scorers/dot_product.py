@@ -1,12 +1,12 @@
 """``dot_product``: scaled dot-product attention (Vaswani et al. 2017, eq. 1)."""
 
-from typing import Optional, Tuple
+from typing import Optional
 
-import torch
 from torch import Tensor
 
 from fairseq_synth.modules.positions import Positions
-from fairseq_synth.modules.scorers.base import Logits, Scorer, register_scorer
+from fairseq_synth.modules.scorers.base import Scorer, register_scorer
+from fairseq_synth.modules.scorers.logits import Logits
 
 
 @register_scorer("dot_product")
@@ -15,15 +15,7 @@ class DotProductScorer(Scorer):
 
     needs_keys = True
 
-    def forward(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Tensor:
-        q, k = _given(q, k)
-        return torch.matmul(q, k.transpose(-2, -1))
-
-    def terms(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Logits:
-        return Logits(*_given(q, k))
-
-
-def _given(q: Optional[Tensor], k: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
-    if q is None or k is None:
-        raise ValueError("dot_product scores queries against keys, and was given none")
-    return q, k
+    def logits(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Logits:
+        if q is None or k is None:
+            raise ValueError("dot_product scores queries against keys, and was given none")
+        return Logits(q, k)

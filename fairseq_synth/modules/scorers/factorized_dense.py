@@ -1,14 +1,35 @@
 """``factorized_dense``: the Factorized Dense Synthesizer (Tay et al. 2021, section 3.2)."""
 
+from dataclasses import dataclass, field
 from typing import Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from fairseq_synth.errors import UsageError
+from fairseq_synth.modules.initial import Rule
 from fairseq_synth.modules.positions import Positions
-from fairseq_synth.modules.scorers.base import Scorer, ScorerConfig, register_scorer
-from fairseq_synth.modules.scorers.dense import affine, head_outputs, hidden_layer, split_heads
+from fairseq_synth.modules.scorers.base import AttentionConfig, LengthOptions, Scorer, register_scorer
+from fairseq_synth.modules.scorers.dense import affine, head_outputs, hidden_layer, output_rule, split_heads
+from fairseq_synth.modules.scorers.logits import Logits
+
+
+@dataclass
+class FactorizedDenseOptions(LengthOptions):
+    factors: Optional[str] = field(
+        default=None,
+        metadata={"help": "a,b with a*b = N for factorized_dense (default: the most even pair)"},
+    )
+
+
+def parse_factors(value: Optional[str]) -> Optional[Tuple[int, int]]:
+    """'16,16' -> (16, 16). Raises UsageError for anything that is not two whole numbers."""
+    if value is None:
+        return None
+    parts = [part.strip() for part in str(value).split(",")]
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise UsageError(f"--synthesizer-factors {value}: wants two whole numbers a,b, for example 16,16")
+    return int(parts[0]), int(parts[1])
 
 
 def resolve_factors(max_length: int, factors: Optional[Tuple[int, int]]) -> Tuple[int, int]:
@@ -33,7 +54,7 @@ def resolve_factors(max_length: int, factors: Optional[Tuple[int, int]]) -> Tupl
     return a, max_length // a
 
 
-@register_scorer("factorized_dense")
+@register_scorer("factorized_dense", FactorizedDenseOptions)
 class FactorizedDenseScorer(Scorer):
     """Each token makes two short vectors, A in R^a and B in R^b with a * b = N; the logits are their products.
 
@@ -41,21 +62,25 @@ class FactorizedDenseScorer(Scorer):
     lcm(a, b) different columns.) Both share the first layer. Parameters: C^2 + C + (C + H)(a + b).
     """
 
-    options = ("max_length", "factors")
+    def __init__(self, attention: AttentionConfig, options: FactorizedDenseOptions):
+        super().__init__(attention, options)
+        self.factors = resolve_factors(options.max_length, parse_factors(options.factors))
+        self.hidden = hidden_layer(attention)
+        self.weight_a, self.weight_b = (head_outputs(attention, width) for width in self.factors)
+        self.bias_a, self.bias_b = (nn.Parameter(torch.empty(attention.num_heads, 1, w)) for w in self.factors)
 
-    def __init__(self, config: ScorerConfig):
-        super().__init__(config)
-        self.num_heads = config.num_heads
-        self.factors = resolve_factors(config.max_length, config.factors)
-        self.hidden = hidden_layer(config)
-        self.weight_a, self.weight_b = (head_outputs(config, width) for width in self.factors)
-        self.bias_a, self.bias_b = (nn.Parameter(torch.zeros(config.num_heads, 1, w)) for w in self.factors)
+    def rule(self, name: str) -> Rule:
+        return output_rule(getattr(self, name), name)
 
-    def forward(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Tensor:
+    @classmethod
+    def check(cls, options: FactorizedDenseOptions) -> None:
+        resolve_factors(options.max_length, parse_factors(options.factors))
+
+    def logits(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Logits:
         hidden = split_heads(torch.relu(self.hidden(x)), self.num_heads)
         a, b = self.factors
         # only the blocks of b columns that are needed
         low, high = (positions.first // b, -(-positions.end // b)) if positions.key_index is None else (0, a)
         left = affine(hidden, self.weight_a[..., low:high], self.bias_a[..., low:high])
         right = affine(hidden, self.weight_b, self.bias_b)
-        return positions.columns((left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2), low * b)
+        return Logits(bias=positions.columns((left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2), low * b))

@@ -6,28 +6,32 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fairseq_synth.modules.initial import Rule
 from fairseq_synth.modules.positions import Positions
-from fairseq_synth.modules.scorers.base import Logits, Scorer, ScorerConfig, init_map, register_scorer
+from fairseq_synth.modules.scorers.base import AttentionConfig, Scorer, register_scorer
+from fairseq_synth.modules.scorers.logits import Logits
+from fairseq_synth.modules.scorers.maps import MapOptions, map_rule
 
 
-@register_scorer("random")
+@register_scorer("random", MapOptions)
 class RandomScorer(Scorer):
     """One N x N map per head and layer, the same for every sentence. Parameters: H * N^2."""
 
-    uses_tokens = False
-    options = ("max_length", "init")
+    depends_on = "positions"
 
-    def __init__(self, config: ScorerConfig):
-        super().__init__(config)
-        self.map = nn.Parameter(Tensor(config.num_heads, config.max_length, config.max_length))
-        init_map(self.map, config.init)
+    def __init__(self, attention: AttentionConfig, options: MapOptions):
+        super().__init__(attention, options)
+        self.init = str(options.init)
+        self.map = nn.Parameter(torch.empty(attention.num_heads, options.max_length, options.max_length))
 
-    def forward(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Tensor:
-        return positions.columns(positions.rows(self.map))
+    def rule(self, name: str) -> Rule:
+        return map_rule(self.init, *self.map.shape)
 
-    def terms(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Logits:
-        end = positions.start + positions.queries
-        return Logits(bias=_Part.apply(self.map, slice(positions.start, end), slice(positions.first, positions.end)))
+    def logits(self, x: Tensor, q: Optional[Tensor], k: Optional[Tensor], positions: Positions) -> Logits:
+        if not positions.shared:
+            return Logits(bias=positions.columns(positions.rows(self.map)))
+        rows = slice(positions.start, positions.start + positions.queries)
+        return Logits(bias=_Part.apply(self.map, rows, slice(positions.first, positions.end)))
 
 
 class _Part(torch.autograd.Function):
