@@ -8,17 +8,24 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ENVIRONMENT, REPOSITORY
+from conftest import ENVIRONMENT, REPOSITORY, call_command, write_corpus
 
 TEXT = (REPOSITORY / "fairseq_synth" / "EXTENDING.md").read_text()
 FILES = dict(re.findall(r"^`(\S+\.py)`:\n\n```python\n(.*?)^```", TEXT, re.M | re.S))
-COMMANDS = [shlex.split(b.replace("\\\n", " ")) for b in re.findall(r"^```bash\n(.*?)^```", TEXT, re.M | re.S)]
+COMMANDS = [
+    shlex.split(line)
+    for block in re.findall(r"^```bash\n(.*?)^```", TEXT, re.M | re.S)
+    for line in block.replace("\\\n", " ").splitlines()
+]
 PROGRAMS = {"fairseq-synth": "fairseq_synth", "fairseq-train": "fairseq_cli.train",
             "fairseq-generate": "fairseq_cli.generate"}  # fmt: skip
 CPU = ["--cpu", "--num-workers", "0", "--no-progress-bar"]
-SMALL = [*CPU, "--max-update", "2", "--max-tokens", "200", "--encoder-embed-dim", "16", "--decoder-embed-dim", "16",
-         "--encoder-ffn-embed-dim", "24", "--decoder-ffn-embed-dim", "24"]  # fmt: skip
-EXTRA = {"fairseq-synth": [], "fairseq-train": SMALL, "fairseq-generate": [*CPU, "--max-len-b", "5"]}
+SIZES = {side: [f"--{side}-embed-dim", "16", f"--{side}-ffn-embed-dim", "24"] for side in ("encoder", "decoder")}
+EXTRA = {
+    "fairseq-synth": [],
+    "fairseq-train": [*CPU, "--max-update", "2", "--max-tokens", "200", *SIZES["encoder"]],
+    "fairseq-generate": [*CPU, "--max-len-b", "5"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +39,17 @@ def folder(corpus, tmp_path_factory):
         (root / path).write_text(text)
     (root / "data-bin").mkdir()
     os.symlink(corpus, root / "data-bin" / "en-de")
+    text = write_corpus(root / "text", {"train": 60, "valid": 10})
+    prefixes = ("--trainpref", text / "train.src", "--validpref", text / "valid.src")
+    call_command("preprocess", "--only-source", *prefixes, "--destdir", root / "data-bin" / "text")
     return root
 
 
 def run(folder, *words):
-    """The one command of the text that begins with these words and has these in it. Returns what it printed."""
-    (command,) = [c for c in COMMANDS if c[0] == words[0] and set(words) <= set(c)]
-    line = [sys.executable, "-m", PROGRAMS[command[0]], *command[1:], *EXTRA[command[0]]]
+    """The first command of the text that begins with these words and has these in it. Returns what it printed."""
+    command = next(c for c in COMMANDS if c[0] == words[0] and set(words) <= set(c))
+    more = SIZES["decoder"] if "--share-all-embeddings" in command else []
+    line = [sys.executable, "-m", PROGRAMS[command[0]], *command[1:], *EXTRA[command[0]], *more]
     environment = {**ENVIRONMENT, "PYTHONPATH": str(folder)}
     done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
@@ -46,7 +57,7 @@ def run(folder, *words):
 
 
 def test_every_command_is_run_below():
-    assert len(COMMANDS) == 7 and len(FILES) == 5
+    assert len(COMMANDS) == 8 and len(FILES) == 5
 
 
 def test_a_scorer_keeps_the_invariants(folder):
@@ -60,13 +71,14 @@ def test_a_scorer_trains_and_translates_with_its_option(folder):
 
 
 def test_a_way_is_taken(folder):
-    printed = run(folder, "fairseq-synth", "check", "--ways")
-    assert "head_by_head" in printed and "all invariants hold" in printed
+    assert "dot_product: all invariants hold" in run(folder, "fairseq-synth", "check", "dot_product")
+    assert re.search(r"^evaluation +head_by_head$", run(folder, "fairseq-synth", "check", "--ways"), re.M)
 
 
 def test_a_model_trains(folder):
-    log = run(folder, "fairseq-train", "my_deep_shallow")
-    assert "(11): SynthEncoderLayer" in log and "done training" in log
+    log = run(folder, "fairseq-train", "masked_lm")
+    assert "span_layer_1" in log and "mixture_encoder_1_self_random" in log and "done training" in log
+    assert float(re.search(r"span_loss[ =]([\d.]+)", log).group(1)) >= 0
 
 
 def test_a_group_is_frozen(folder):

@@ -11,10 +11,11 @@ from fairseq_synth.errors import UsageError
 from fairseq_synth.freezing import digest, frozen_names
 from fairseq_synth.freezing.groups import GROUPS
 from fairseq_synth.freezing.model import freeze_model
-from fairseq_synth.freezing.report import counts, table, trainable_percent
+from fairseq_synth.freezing.report import counts, table
 from fairseq_synth.models.sequential_lm import PRESETS as SEQUENTIAL
 from fairseq_synth.models.transformer import PRESETS
 from fairseq_synth.models.transformer_lm import PRESETS as LM_PRESETS
+from fairseq_synth.training_log import trainable_percent
 
 SIZES = {"embed_dim": 16, "ffn_embed_dim": 24, "attention_heads": 2}
 SMALL = {f"{side}_{k}": v for side in ("encoder", "decoder") for k, v in SIZES.items()}

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_synth.checks.case import Case
-from fairseq_synth.models.layers import SynthDecoder
+from fairseq_synth.models.decoder import SynthDecoder
 from fairseq_synth.modules import products as module
 from fairseq_synth.modules.products import Linear, is_faster, linear, use_faster_linear
 

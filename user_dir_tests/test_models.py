@@ -9,7 +9,7 @@ from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer.transformer_legacy import base_architecture
 
 from fairseq_synth.checks.case import dictionary, tokens
-from fairseq_synth.models.layers import FUSED_COPIES
+from fairseq_synth.models.encoder import FUSED_COPIES
 from fairseq_synth.models.transformer import PRESETS
 from fairseq_synth.modules.attention import SynthAttention
 
