@@ -30,7 +30,7 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 def _run(argv: List[str], asked: Optional[str]) -> int:
-    parser = _parser(asked)
+    parser = _parser(asked, argv)
     args = parser.parse_args(argv)
     if args.command is None:
         parser.print_help()
@@ -46,7 +46,7 @@ def _run(argv: List[str], asked: Optional[str]) -> int:
         root.setLevel(level)
 
 
-def _parser(asked: Optional[str]) -> argparse.ArgumentParser:
+def _parser(asked: Optional[str], argv: List[str]) -> argparse.ArgumentParser:
     """Every command with its line of help; the one that is asked for with its arguments."""
     parser = argparse.ArgumentParser(prog="fairseq-synth", description=__doc__)
     parser.add_argument("--version", action="version", version=f"fairseq-synth {__version__}")
@@ -54,6 +54,11 @@ def _parser(asked: Optional[str]) -> argparse.ArgumentParser:
     for name, module in commands().items():
         command = subparsers.add_parser(name, help=module.HELP)
         if name == asked:
+            getattr(module, "prepare", _nothing)(argv)
             module.register(command)
             command.set_defaults(run=module.run)
     return parser
+
+
+def _nothing(words: List[str]) -> None:
+    """What most commands have to prepare."""

@@ -1,131 +1,208 @@
-"""What the README says is run: its commands, its scorer, the formulas of its table of variants."""
+"""What the texts say is run: their commands, in their order; links, tables and names are compared with the code."""
 
+import contextlib
+import io
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
-from builders import build
-from conftest import REPOSITORY, TINY, USER_DIR, call_command, train_args, write_corpus
+from conftest import ENVIRONMENT, REPOSITORY, TINY, USER_DIR, call_command
+from fairseq.models import ARCH_MODEL_REGISTRY
 
+from fairseq_synth.checks.case import dictionary
 from fairseq_synth.cli import main as synth_command
-from fairseq_synth.models.config import SynthTransformerFlatConfig, own_options
-from fairseq_synth.models.transformer import PRESETS
-from fairseq_synth.models.transformer_lm import PRESETS as LM_PRESETS
 from fairseq_synth.modules.scorers import SCORERS
 
 README = (REPOSITORY / "README.md").read_text()
-COMMANDS = [
-    shlex.split(block.replace("\\\n", " ")) for block in re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S)
-]
-SCORER = re.search(r"^```python\n(.*?)^```", README, re.M | re.S).group(1)
+TEXTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("fairseq_synth/*.md"), *REPOSITORY.glob("examples/*/*.md")])
+TEXTS = [path.relative_to(REPOSITORY).as_posix() for path in TEXTS]
 
 
-PLAIN = ("--user-dir", "fairseq_synth", "--arch")
-IWSLT = (*PLAIN, "synth_transformer_iwslt_de_en")
+def prose(text):
+    """Without blocks of code."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
 
 
-def command(*start):
-    (found,) = [c for c in COMMANDS if c[: len(start)] == list(start)]
-    return found
+# ------------------------------------------------------------------ length, links
+def test_the_readme_is_short():
+    assert README.count("\n") < 300
 
 
-def test_the_two_commands_exist():
-    for start in (("bash", "examples/quickstart.sh"), ("bash", "user_dir_tests/run.sh")):
-        assert (REPOSITORY / command(*start)[1]).is_file()
+def headings(text):
+    """The anchors that GitHub makes."""
+    found = re.findall(r"^#+ (.*)$", prose(text), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_somewhere(name):
+    path = REPOSITORY / name
+    text = prose(path.read_text())
+    defined = re.findall(r"^\[(.+?)\]: http", text, re.M)
+    used = set(re.findall(r"\[([^\[\]]+)\](?![(:])", re.sub(r"\[[^\[\]]+\](?=\[)|`[^`\n]*`", "", text)))
+    assert set(defined) == used
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith("http"):
+            file, _, anchor = target.partition("#")
+            place = (path.parent / file) if file else path
+            assert place.exists(), target
+            assert not anchor or anchor in headings(place.read_text()), target
+
+
+def test_the_contents_name_every_section():
+    sections = re.findall(r"^## (.*)$", prose(README), re.M)
+    listed = re.search(r"^## Contents\n(.*?)^## ", README, re.M | re.S).group(1)
+    assert ["Contents", *re.findall(r"\[([^\]]+)\]\(#", listed)] == sections
+
+
+def test_the_first_screen():
+    first = README[: README.index("## Contents")]
+    assert "](fairseq_synth/EXTENDING.md)" in first and "](CITATION.cff)" in first
+    (picture,) = re.findall(r"!\[.+?\]\((.+?)\)", README)
+    assert picture in first and (REPOSITORY / picture).stat().st_size < 100_000
+    for script in ("examples/quickstart.sh", "user_dir_tests/run.sh"):
+        assert f"```bash\nbash {script}\n```" in first and (REPOSITORY / script).is_file()
     assert "user_dir_tests/run.sh" in (REPOSITORY / ".ci" / "run").read_text()
 
 
-def test_links_lead_somewhere():
-    defined = re.findall(r"^\[(.+?)\]: http", README, re.M)
-    text = re.sub(r"^```.*?^```", "", README, flags=re.M | re.S)
-    used = set(re.findall(r"\[([^\[\]]+)\](?![(:])", re.sub(r"\[\d\](?=\[)|`[^`\n]*`", "", text)))
-    assert used and set(defined) == used
-    headings = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", README, re.M)}
-    for target in re.findall(r"\]\(([^)\s]+)\)", README):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif not target.startswith("http"):
-            assert (REPOSITORY / target).exists(), target
+def test_the_texts_name_everything():
+    """Every architecture, scorer and option of ours; options of sequential models are fairseq's or explained there."""
+    printed = output(["fairseq-synth", "options"]).partition("Their options:")[0]
+    words = [line.strip().partition("  (")[0] for line in printed.splitlines() if re.match(r"  \S", line)]
+    names = [name for word in words for name in re.split(r",\s*", word) if name and not name.endswith("layers-to-keep")]
+    assert {"random", "--freeze", "synth_transformer_lm", "adaptive_span_lm"} <= set(names)
+    everything = "".join((REPOSITORY / name).read_text() for name in TEXTS)
+    assert not [name for name in names if f"`{name}" not in everything]
 
 
-def test_train_and_generate_as_written(corpus, tmp_path):
-    places = {"data-bin": corpus, "fairseq_synth": USER_DIR, "checkpoints": tmp_path,
-              "checkpoints/checkpoint_best.pt": tmp_path / "checkpoint_best.pt"}  # fmt: skip
-    small = [*TINY, "--max-update", "1", "--cpu", "--no-progress-bar"]
-    train = [places.get(word, word) for word in command("fairseq-train", "data-bin")[1:]]
-    call_command("train", *train, *small)
-    generate = [places.get(word, word) for word in command("fairseq-generate", "data-bin")[1:]]
-    assert "Translated 13 sentences" in call_command("generate", *generate, "--cpu", "--max-len-b", "5")
+# ------------------------------------------------------------------ commands
+def shell(text):
+    """The commands of a block, a loop unrolled: words, and the file that tee writes (or None)."""
+    text = re.sub(
+        r"^for (\w+) in (.*?); do\n(.*?)^done$",
+        lambda loop: "\n".join(loop[3].replace(f"${loop[1]}", value) for value in loop[2].split()),
+        text.replace("\\\n", " "),
+        flags=re.M | re.S,
+    )
+    for line in filter(None, text.splitlines()):
+        command, _, tee = line.partition(" 2>&1 | tee ")
+        yield shlex.split(command), shlex.split(tee)[-1] if tee else None
+
+
+# one user's day: the other texts go on where the README ends
+DAY = ["README.md", "fairseq_synth/INSPECTION.md", "fairseq_synth/FREEZING.md"]
+BLOCKS = [b for name in DAY for b in re.findall(r"^```bash\n(.*?)^```", (REPOSITORY / name).read_text(), re.M | re.S)]
+ELSEWHERE = ("bash", "pip")  # tested by test_quickstart.py, test_packaging.py and this run
+COMMANDS = [(words, log) for block in BLOCKS for words, log in shell(block) if words[0] not in ELSEWHERE]
+SMALL = {
+    None: [*TINY, "--log-format", "json", "--max-update", "2"],
+    "language_modeling": ["--decoder-layers", "1", "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "16",
+                          "--max-update", "2"],
+    "streaming_lm": ["--layers", "1", "--embed-dim", "16", "--ffn-embed-dim", "16", "--attention-span", "32",
+                     "--max-update", "2", "--tokens-per-sample", "16", "--batch-size", "2"],
+}  # fmt: skip
+CPU = ["--cpu", "--num-workers", "0"]
+# what is printed by the command that has these words; every command is one of these
+SAYS = {
+    ("python", "examples/quickstart/corpus.py"): "test",
+    ("mkdir",): "",
+    ("fairseq-preprocess",): "Wrote preprocessed data to data-bin/",
+    ("fairseq-train",): "done training",
+    ("fairseq-train", "--freeze"): r"frozen: ",
+    ("fairseq-generate",): "Translated 13 sentences",
+    ("fairseq-eval-lm",): "Perplexity: [1-9]",
+    ("fairseq-synth", "diff-frozen"): "^0 of [1-9][0-9]* frozen tensors differ",
+    ("fairseq-synth", "doctor"): "Patched in fairseq",
+    ("fairseq-synth", "inspect"): r"synth_transformer_tiny",
+    ("fairseq-synth", "plot"): r"wrote runs/\S+\.png",
+    ("fairseq-synth", "results"): r"^\| random +\|.* 2 \|[^$]*^\| dot_product +\|",
+    ("fairseq-synth", "check"): r"^random\+dot_product: all invariants hold$",
+    ("fairseq-synth", "average"): "wrote the average of 2 checkpoints to runs/random/average.pt",
+    ("fairseq-synth", "materialize"): "wrote runs/seeded/full.pt: [1-9][0-9]* tensors drawn from their seed",
+}
+
+
+def output(words, status=0):
+    """What a command prints, run in this process where it can be; `status`: None for any."""
+    program, *rest = words
+    if program == "python":
+        sizes = ["--train", "300", "--valid", "20", "--test", "13"]
+        command = [sys.executable, str(REPOSITORY / rest[0]), *rest[1:], *sizes]
+        return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
+    if program == "mkdir":
+        Path(rest[-1]).mkdir(parents=True)
+        return ""
+    rest = [str(USER_DIR) if word == "fairseq_synth" else word for word in rest]
+    if program == "fairseq-synth":
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            found = synth_command(rest)
+        assert status is None or found == status, printed.getvalue()
+        return printed.getvalue()
+    return call_command(program[len("fairseq-") :].replace("-", "_"), *rest, *small(program, rest))
+
+
+def small(program, words):
+    """More options, for a model and a budget of seconds."""
+    task = words[words.index("--task") + 1] if "--task" in words else None
+    if program == "fairseq-preprocess":
+        return []
+    if program == "fairseq-train":
+        return [*SMALL[task], *CPU]
+    if program == "fairseq-eval-lm":
+        return [*CPU, *(["--tokens-per-sample", "16", "--batch-size", "2"] if task == "streaming_lm" else [])]
+    return [*CPU, "--max-len-b", "5"]
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    """Binarised monolingual text."""
-    root = write_corpus(tmp_path_factory.mktemp("text"), {"train": 60, "valid": 10, "test": 10})
-    prefixes = [a for s in ("train", "valid", "test") for a in (f"--{s}pref", root / f"{s}.src")]
-    call_command("preprocess", "--only-source", *prefixes, "--destdir", root / "bin")
-    return root / "bin"
+def day(tmp_path_factory):
+    """All commands in one empty folder. Command's number -> what it printed, or the exception."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("day"))
+        for number, (words, log) in enumerate(COMMANDS):
+            try:
+                found[number] = output(words, None if "doctor" in words else 0)
+            except BaseException as error:
+                found[number] = error
+                continue
+            if log is not None:
+                Path(log).write_text(found[number])
+            if words[-1] == "runs/random" and words[0] == "fairseq-train":
+                for epoch in (5, 6):  # two updates make no six epochs
+                    shutil.copy("runs/random/checkpoint_last.pt", f"runs/random/checkpoint{epoch}.pt")
+        found["files"] = {os.path.relpath(os.path.join(top, name)) for top, _, names in os.walk(".") for name in names}
+    return found
 
 
-def test_language_model_as_written(text, tmp_path):
-    places = {"data-bin/text": text, "fairseq_synth": USER_DIR, "checkpoints/lm": tmp_path,
-              "checkpoints/lm/checkpoint_best.pt": tmp_path / "checkpoint_last.pt"}  # fmt: skip
-    train = command("fairseq-train", "data-bin/text", "--user-dir", "fairseq_synth", "--task", "language_modeling")[1:]
-    small = ["--decoder-layers", "1", "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "16", "--max-update",
-             "1", "--cpu", "--num-workers", "0"]  # fmt: skip
-    call_command("train", *[places.get(word, word) for word in train], *small)
-    evaluate = [
-        places.get(word, word)
-        for word in command("fairseq-eval-lm", "data-bin/text", "--user-dir", "fairseq_synth", "--path")[1:]
-    ]
-    assert "Perplexity" in call_command("eval_lm", *evaluate, "--cpu", "--num-workers", "0")
+@pytest.mark.parametrize("number", range(len(COMMANDS)), ids=["-".join(words[:2]) for words, _ in COMMANDS])
+def test_a_command_as_written(number, day):
+    words = COMMANDS[number][0]
+    expected = [text for key, text in SAYS.items() if words[: len(key)] == list(key) or set(key) <= set(words)]
+    assert expected, "say in SAYS what it prints"
+    if isinstance(day[number], BaseException):
+        raise day[number]
+    for text in expected:
+        assert re.search(text, day[number], re.M), day[number][-3000:]
 
 
-def test_streams_as_written(text, tmp_path):
-    best = "checkpoints/span/checkpoint_best.pt"
-    places = {"data-bin/text": text, "fairseq_synth": USER_DIR, "checkpoints/span": tmp_path, "600000": "1",
-              "64": "2", "512": "16", best: tmp_path / "checkpoint_last.pt"}  # fmt: skip
-    train = command("fairseq-train", "data-bin/text", "--user-dir", "fairseq_synth", "--task", "streaming_lm")[1:]
-    small = ["--layers", "1", "--embed-dim", "16", "--ffn-embed-dim", "16", "--attention-span", "32", "--cpu"]
-    call_command("train", *[places.get(word, word) for word in train], *small)
-    evaluate = command("fairseq-eval-lm", "data-bin/text", "--user-dir", "fairseq_synth", "--task")[1:]
-    assert "Perplexity" in call_command("eval_lm", *[places.get(word, word) for word in evaluate], "--cpu")
+def test_what_is_printed_lies_where_the_texts_say(day):
+    assert {"runs/random/train.log", "runs/random/generate-test.txt", "runs/lm/test.log", "results.html", "curves.png",
+            "runs/random/maps/map-encoder-self-random.png", "runs/random/pictures/attention-2-cross.png",
+            "runs/dot_product/attention/attention-1.npz"} <= day["files"]  # fmt: skip
 
 
-def test_check_as_written(capsys):
-    assert synth_command(command("fairseq-synth", "check", "random+dot_product")[1:]) == 0
-    expected = re.search(r"ends with `(.*?)`", README, re.S).group(1).replace("\n", " ")
-    assert capsys.readouterr().out.strip().endswith(expected)
-
-
-def test_the_scorer_of_the_readme_keeps_every_invariant(tmp_path, capsys):
-    path = tmp_path / "relative.py"
-    path.write_text(SCORER)
-    words = [str(path) if word == "relative.py" else word for word in command("fairseq-synth", "check", "relative")[1:]]
-    try:
-        assert synth_command(words) == 0, capsys.readouterr().out
-    finally:
-        SCORERS.pop("relative", None)
-
-
-def test_average_as_written_parses(capsys):
-    assert synth_command(command("fairseq-synth", "average")[1:]) == 2
-    assert "no such checkpoint" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *SCORERS,
-        *PRESETS,
-        *LM_PRESETS,
-        *("--" + f.name.replace("_", "-") for f in own_options(SynthTransformerFlatConfig)),
-    ],
-)
-def test_the_readme_names_everything(name):
-    if name.endswith("layers-to-keep"):
-        pytest.skip("fairseq's own option, of another type here")
-    assert f"`{name}" in README
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_shell_can_read_it(name):
+    for block in re.findall(r"^```bash\n(.*?)^```", (REPOSITORY / name).read_text(), re.M | re.S):
+        done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 # ------------------------------------------------------------------ the table of variants
@@ -136,7 +213,7 @@ DOT = {"encoder_self_attention": "dot_product"}
 
 def variants():
     """name -> cells of its row: name, what it computes, parameters, longest input, speed, paper."""
-    section = re.search(r"^## Variants\n(.*?)^## ", README, re.M | re.S).group(1)
+    section = re.search(r"^## Attentions\n(.*?)^## ", README, re.M | re.S).group(1)
     rows = [row.strip("| ").split(" | ") for row in section.splitlines() if row.startswith("| `")]
     return {re.match(r"`([\w+-]+)", cells[0]).group(1): cells for cells in rows}
 
@@ -145,6 +222,13 @@ def written(name, index=0):
     """The value of a formula in the row's cell of parameters, which says `2 d²` for 2 * d**2."""
     formula = re.findall(r"`(.*?)`", variants()[name][2])[index].replace("²", "**2")
     return eval(re.sub(r"(?<=[\w)])\s+(?=[\w(])", "*", formula), {}, LETTERS)
+
+
+def build(arch="synth_transformer", **options):
+    words = dictionary()
+    task = Namespace(source_dictionary=words, target_dictionary=words)
+    model = ARCH_MODEL_REGISTRY[arch]
+    return model.build_model(model.defaults(**options) if arch == "adaptive_span_lm" else Namespace(**options), task)
 
 
 def size(module, without=()):
@@ -194,71 +278,13 @@ def test_the_table_has_the_parameters_of(name):
 def test_the_table_leaves_nothing_out():
     formulas = {name for name, cells in variants().items() if "`" in cells[2]}
     assert formulas == set(MEASURED)
-    for name, scorer in SCORERS.items():
-        assert (variants()[name][3] == "N") == ("max_length" in scorer.options)
+    for name in SCORERS:
+        rank = {"synthesizer_rank": LETTERS["r"]} if name == "factorized_random" else {}
+        longest = layer(encoder_self_attention=name, **rank).self_attn.scorer.max_length
+        assert (variants()[name][3] == "N") == (longest is not None), name
 
 
 def test_the_feed_forward_that_persistent_memory_replaces():
     memory = {"persistent_memory": LETTERS["M"], **DOT}
     gone = size(layer(keep_feed_forward=True, **memory)) - size(layer(**memory))
     assert gone == written("--persistent-memory", 1)
-
-
-def test_freezing_as_written(corpus, tmp_path, capsys):
-    places = {"data-bin/pairs": corpus, "fairseq_synth": USER_DIR, "checkpoints/frozen": tmp_path}
-    train = [places.get(word, word) for word in command("fairseq-train", "data-bin/pairs", *IWSLT)[1:]]
-    small = [*TINY, "--max-update", "1", "--cpu", "--no-progress-bar", "--num-workers", "0"]
-    assert "frozen: " in call_command("train", *train, *small)
-    diff = [word.replace("checkpoints/frozen", str(tmp_path)) for word in command("fairseq-synth", "diff-frozen")[1:]]
-    assert synth_command(diff) == 0
-    assert "0 of 26 frozen tensors differ" in capsys.readouterr().out
-
-
-def test_inspect_and_plot_as_written(corpus, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    call_command("train", *train_args(corpus, tmp_path, "--encoder-self-attention", "random+dot_product"))
-    (tmp_path / "sentences.txt").write_text("w1 w2 w3\n")
-    places = {"checkpoints/checkpoint_best.pt": str(tmp_path / "checkpoint_best.pt"),
-              "pictures": str(tmp_path / "pictures"), "sentences.txt": str(tmp_path / "sentences.txt")}  # fmt: skip
-    for name in ("inspect", "plot"):
-        assert synth_command([places.get(word, word) for word in command("fairseq-synth", name)[1:]]) == 0
-    made = {path.name for path in (tmp_path / "pictures").iterdir()}
-    assert made >= {"mixture.png", "map-encoder-self-random.png", "attention-1-cross.png", "attention-1.npz"}
-
-
-def test_results_as_written(corpus, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    for seed, name in (("1", "random-seed1"), ("2", "random-seed2"), ("3", "transformer")):
-        arch = "transformer" if name == "transformer" else "synth_transformer"
-        options = train_args(corpus, tmp_path / name, "--seed", seed, "--log-format", "json", arch=arch)
-        log = call_command("train", *options)
-        (tmp_path / name / "train.log").write_text(log)
-    words = command("fairseq-synth", "results")[1:]
-    words = [w.replace("runs/", f"{tmp_path}/").replace("results.html", f"{tmp_path}/results.html") for w in words]
-    assert synth_command(words) == 0
-    printed = capsys.readouterr().out
-    assert re.search(r"^\| random +\|.* 1, 2 \|.*±", printed, re.M) and re.search(r"^\| transformer +\|", printed, re.M)
-    assert "data:image/png;base64," in (tmp_path / "results.html").read_text()
-
-
-def test_doctor_as_written(capsys):
-    synth_command(command("fairseq-synth", "doctor")[1:])  # the status is that of the machine
-    assert "Patched in fairseq" in capsys.readouterr().out
-
-
-def test_seeds_as_written(corpus, tmp_path, capsys):
-    def here(words):
-        known = {"data-bin/pairs": str(corpus), "fairseq_synth": str(USER_DIR)}
-        return [known.get(word, word.replace("checkpoints/seeded", str(tmp_path))) for word in words[1:]]
-
-    small = [*TINY, "--max-update", "1", "--cpu", "--no-progress-bar", "--num-workers", "0"]
-    call_command("train", *here(command("fairseq-train", "data-bin/pairs", *PLAIN, "synth_transformer_tiny")), *small)
-    assert synth_command(here(command("fairseq-synth", "materialize"))) == 0
-    seeded, full = (tmp_path / name for name in ("checkpoint_best.pt", "full.pt"))
-    assert seeded.stat().st_size < full.stat().st_size
-    for path in (seeded, full):
-        generate = [
-            str(path) if word == str(seeded) else word for word in here(command("fairseq-generate", "data-bin/pairs"))
-        ]
-        printed = call_command("generate", *generate, "--cpu", "--max-len-b", "5")
-        assert "Translated 13 sentences" in printed

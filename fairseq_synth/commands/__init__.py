@@ -3,7 +3,8 @@
     NAME       what is typed: "diff-frozen"
     HELP       one line for ``fairseq-synth --help``
     ORDER      its place in that list, small numbers first (default: last)
-    register   (parser): adds the command's arguments to its parser. Called for the command that is asked for alone
+    prepare    (words of the command line): for a command whose options depend on them; optional
+    register   (parser): adds the command's arguments to its parser. Both are called for the command asked for alone
     run        (parsed arguments) -> exit status; raises UsageError for bad input
 
 The list of all commands is made from every file, so a module imports at its top only what is light: what needs torch

@@ -4,7 +4,7 @@ import argparse
 import importlib
 import os
 import sys
-from typing import Any, Optional, Tuple
+from typing import Any, Sequence, Tuple
 
 import fairseq_synth
 from fairseq_synth.errors import UsageError
@@ -15,16 +15,14 @@ ORDER = 20
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    fairseq_synth.setup()
     parser.usage = "fairseq-synth check SPEC [options]"  # argparse cannot wrap the one it would make
     parser.description = "Padding, causality, cached decoding, beam reorder, gradients: every invariant on SPEC."
-    parser.conflict_handler = "resolve"  # options are added again when a file brings more
     parser.add_argument("spec", metavar="SPEC", help="scorer, mixture or heads, for example random+dot_product")
     parser.add_argument(
         "--import",
-        action=_Import,
+        action="append",
         metavar="FILE",
-        help="Python file that registers scorers of your own (may be given more than once; before their options)",
+        help="Python file that registers scorers of your own (may be given more than once)",
     )
     parser.add_argument(
         "--side",
@@ -36,20 +34,21 @@ def register(parser: argparse.ArgumentParser) -> None:
     _add_options(parser)
 
 
+def prepare(words: Sequence[str]) -> None:
+    """Imports before the line is read: the scorers of a file may have options of their own."""
+    fairseq_synth.setup()
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--import", dest="files", action="append", default=[])
+    for path in files.parse_known_args(list(words))[0].files:
+        _import_file(path)
+
+
 def _add_options(parser: argparse.ArgumentParser) -> None:
     from fairseq.dataclass.utils import gen_parser_from_dataclass
 
     from fairseq_synth.models.options import SynthesizerConfig
 
     gen_parser_from_dataclass(parser, SynthesizerConfig(), delete_default=True, with_prefix="--synthesizer")
-
-
-class _Import(argparse.Action):
-    """Imports while the line is read: the scorers of the file may have options of their own."""
-
-    def __call__(self, parser: argparse.ArgumentParser, args: Any, value: Any, option: Optional[str] = None) -> None:
-        _import_file(value)
-        _add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -65,8 +65,7 @@ def memberships(model: nn.Module) -> Dict[str, Membership]:
     for path, module in model.named_modules(remove_duplicate=False):
         component, groups = stated.get(path.rpartition(".")[0], (None, frozenset())) if path else (None, frozenset())
         component = _component_of_module(module) or component
-        group = getattr(module, "freeze_group", None)
-        groups = groups | {group} if group else groups
+        groups = groups | _groups_of_module(module)
         stated[path] = component, groups
         for name, _ in module.named_parameters(recurse=False, remove_duplicate=False):
             full = f"{path}.{name}" if path else name
@@ -87,6 +86,12 @@ def ordered(found: Set[str]) -> List[str]:
 
 def _component_of_module(module: nn.Module) -> Optional[str]:
     return "layer_norm" if "LayerNorm" in type(module).__name__ else getattr(module, "component", None)
+
+
+def _groups_of_module(module: nn.Module) -> Set[str]:
+    """Its own word and those of the classes that it is made from: a scorer with one more is still a scorer."""
+    said = [vars(module).get("freeze_group"), *(vars(cls).get("freeze_group") for cls in type(module).__mro__)]
+    return {group for group in said if group}
 
 
 def _component_of_path(path: str) -> str:

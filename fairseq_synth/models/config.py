@@ -122,7 +122,7 @@ def flat_options(args: Any, defaults: Optional[Type[FairseqDataclass]] = None) -
     flat = {f.name: f.default for f in dataclasses.fields(defaults or SynthTransformerFlatConfig)}
     flat.update({k: v for k, v in given.items() if v is not None and not str(v).startswith("${")})
     for name, source in FOLLOWS.items():
-        if str(flat[name]).startswith("${"):
+        if str(flat.get(name, "")).startswith("${"):
             flat[name] = flat[source]
     # what would have come from the task, were there one
     return {k: None if str(v).startswith("${") else v for k, v in flat.items()}

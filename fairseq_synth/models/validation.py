@@ -29,7 +29,8 @@ def resolve(cfg: Any, sides: Tuple[str, ...] = tuple(SPEC_OPTIONS)) -> Any:
                 f"--cross-attention {cfg.cross_attention}: has no effect with --no-cross-attention; drop one of them"
             )
         del used["cross"]
-    _resolve_embedding_dim(cfg)
+    if "decoder" in sides:
+        _resolve_embedding_dim(cfg)
     _check_stock_only(cfg, used)
     _check_spans_and_memory(cfg, [s for s in sides if s != "cross"])
     _check_synthesizer(cfg.synthesizer, {name for specs in used.values() for spec in specs for name in spec.names})
