@@ -15,6 +15,8 @@ FOLDERS = ("criterions", "optim", "tasks", "models")
 def load() -> None:
     """Twice is harmless. Raises InstallationError where fairseq, or what it needs, cannot be imported."""
     with _logging_as_it_was(), explained():
+        if importlib.util.find_spec("fairseq") is None:  # before anything else that may be missing with it
+            raise ModuleNotFoundError("No module named 'fairseq'", name="fairseq")
         from fairseq_synth import compat
 
         compat.noise.hush_known_warnings()  # some are fairseq's first words
@@ -23,9 +25,9 @@ def load() -> None:
     for module in ("freezing.hooks", "seeded.hooks"):  # after compat, whose seams they use
         importlib.import_module(f"fairseq_synth.{module}")
     for folder in FOLDERS:
-        package = importlib.util.find_spec(f"fairseq_synth.{folder}")
-        if package is not None:
-            discovery.import_modules(package.name, package.submodule_search_locations or [])
+        name = f"fairseq_synth.{folder}"
+        if importlib.util.find_spec(name) is not None:
+            discovery.import_modules(name, importlib.import_module(name).__path__)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from fairseq.data import FairseqDataset, data_utils, iterators
 from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 
-from fairseq_synth.errors import UsageError
+from fairseq_synth.errors import UsageError, option_name
 from fairseq_synth.modules.stream_memory import StreamMemory
 
 
@@ -51,8 +51,8 @@ class StreamingLMTask(LanguageModelingTask):
             value = getattr(args, name, unused)
             value = getattr(value, "value", value)  # an enum
             if value not in (unused, None):
-                option = "--" + name.replace("_", "-")
-                raise UsageError(f"{option} {value}: has no effect on streams; leave it out or use language_modeling")
+                flag = option_name(name)
+                raise UsageError(f"{flag} {value}: has no effect on streams; leave it out or use language_modeling")
         if args.tokens_per_sample < 1:
             raise UsageError(f"--tokens-per-sample {args.tokens_per_sample}: a block needs at least 1 token")
         return super().setup_task(args, **kwargs)
