@@ -8,7 +8,9 @@ import torch
 
 from fairseq_synth.errors import UsageError
 from fairseq_synth.modules.adaptive_span import AdaptiveSpan, group_heads
+from fairseq_synth.modules.attention import SynthAttention
 from fairseq_synth.modules.persistent_memory import PersistentMemory
+from fairseq_synth.modules.scorers import AttentionConfig, build_scorer
 from fairseq_synth.modules.span_attention import SpanAttention
 from fairseq_synth.modules.weighted_sum.banded import banded_attention
 
@@ -51,7 +53,7 @@ def test_mask_is_the_formula():
         expected = [reference.mask(z, 32, x, 100) for x in range(130)]
         assert row == pytest.approx(expected, abs=1e-5)
     assert got[1][99] > 0 and got[1][100] == 0  # never beyond the maximum
-    assert span.windows() == [42, 100]
+    assert span.windows() == [43, 100]
 
 
 def test_log_mask_is_the_log_and_has_finite_gradients():
@@ -135,7 +137,7 @@ def test_cached_equals_full_and_drops_what_is_out_of_reach(memory, chunk):
     x, state = tokens(24), {}
     steps = [module(x[i : i + chunk], positions, incremental_state=state) for i in range(0, len(x), chunk)]
     assert_close(torch.cat(steps), module(x, positions))
-    assert module._get_input_buffer(state)["prev_key"].size(2) == module.reach == 12
+    assert module._get_input_buffer(state)["prev_key"].size(2) == module.reach == 13
 
 
 def test_reordered_state_continues_the_other_sentence():
@@ -155,14 +157,12 @@ def test_padding_on_either_side_changes_nothing(memory):
     hidden = torch.zeros(BATCH, STEPS, dtype=torch.bool)
     hidden[0, :3] = True
     hidden[1, -2:] = True
-    y = module(x, positions, hidden=hidden)
+    y = module(x, positions, pads=hidden)
     assert_close(y[3:, :1], module(x[3:, :1], positions))
     assert_close(y[:-2, 1:], module(x[:-2, 1:], positions))
     assert torch.isfinite(y).all()
     state = {}
-    cached = [
-        module(x[i : i + 1], positions, hidden=hidden[:, i : i + 1], incremental_state=state) for i in range(STEPS)
-    ]
+    cached = [module(x[i : i + 1], positions, pads=hidden[:, i : i + 1], incremental_state=state) for i in range(STEPS)]
     assert_close(torch.cat(cached), y)
 
 
@@ -173,7 +173,7 @@ def test_only_the_past_within_the_span_matters():
     other[6] += 1
     changed = (module(other, positions) - module(x, positions)).abs().amax((1, 2)) > 1e-12
     # the token itself asks differently; then those who reach it: z + R = 2 + 4 positions, the ramp's end excluded
-    assert changed.tolist() == [6 <= t <= 6 + min(module.reach, STEPS) for t in range(STEPS)]
+    assert changed.tolist() == [6 <= t <= 6 + min(module.reach - 1, STEPS) for t in range(STEPS)]
 
 
 @pytest.mark.parametrize("memory", [False, True])
@@ -265,3 +265,94 @@ def test_cost_follows_each_heads_own_span():
     short, one, all_long = (_multiplications(s) for s in ([0.0] * 8, [960.0] + [0.0] * 7, [960.0] * 8))
     assert one - short < 1.2 * (all_long - short) / 8
     assert _multiplications([60.0] * 8, 256) == _multiplications([60.0] * 8, 8192)
+
+
+# ---------------------------------------------------------------------- gradients at the ends of the domain
+def authors_span_gradient(attention, x, grad, causal_past_only):
+    """d(output . grad) / d(span_ratio) with the mask of the authors' code: clamp((R + z - x) / R, 0, 1) by torch's
+    clamp, which passes gradient at both ends; it multiplies the softmax, which is then renormalised."""
+    ratio = attention.span.span_ratio.detach().clone().requires_grad_()
+    steps, heads, size = x.size(0), attention.num_heads, attention.head_dim
+    q, k, v = (
+        getattr(attention, f"{n}_proj")(x)[:, 0].view(steps, heads, size).transpose(0, 1).detach() for n in "qkv"
+    )
+    logits = q @ k.transpose(1, 2) * size**-0.5
+    distance = torch.arange(steps)[:, None] - torch.arange(steps)[None, :]
+    if causal_past_only:  # SpanAttention: strictly before, x counts from the nearest
+        index = (distance - 1).clamp(min=0)
+        logits = logits + torch.einsum("htd,tsd->hts", q, POSITIONS[index]) * size**-0.5
+        visible, x_distance = distance >= 1, index
+    else:
+        visible, x_distance = torch.ones(steps, steps, dtype=torch.bool), distance.abs()
+    soft = (attention.span.ramp - x_distance + ratio.view(-1, 1, 1) * attention.span.max_span) / attention.span.ramp
+    weights = torch.softmax(logits.masked_fill(~visible, -1e30), -1) * soft.clamp(0, 1) * visible
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
+    out = attention.out_proj((weights @ v).transpose(0, 1).reshape(steps, 1, -1))
+    return torch.autograd.grad((out * grad).sum(), ratio)[0]
+
+
+POSITIONS = torch.randn(80, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("ramp", [1, 4, 32])
+@pytest.mark.parametrize("ratios", [(0.0, 0.0), (0.0, 0.1), (0.03, 0.55), (0.25, 0.5)])
+@pytest.mark.parametrize("kind", ["sequential", "decoder", "encoder"])
+def test_the_gradient_of_a_span_is_that_of_the_authors(kind, ratios, ramp):
+    """At z = 0, where every head starts, and at whole numbers the mask has a corner: its gradient there is the one that
+    lets a span grow."""
+    torch.manual_seed(3)
+    span = AdaptiveSpan(2, 80, ramp)
+    if kind == "sequential":
+        attention = SpanAttention(16, 2, span).double()
+    else:
+        scorer = build_scorer("dot_product", AttentionConfig(16, 2))
+        attention = SynthAttention(16, 2, scorer, span=span, right_padded=True).double()
+    span.span_ratio.data = torch.tensor(ratios, dtype=torch.float64)
+    x, grad = torch.randn(60, 1, 16, dtype=torch.float64), torch.randn(60, 1, 16, dtype=torch.float64)
+    out = attention(x, POSITIONS) if kind == "sequential" else attention(x, need_weights=kind == "decoder")[0]
+    (got,) = torch.autograd.grad((out * grad).sum(), span.span_ratio)
+    expected = authors_span_gradient(attention, x, grad, kind == "sequential")
+    assert torch.allclose(got, expected, rtol=1e-6, atol=1e-12), (got, expected)
+
+
+def test_a_span_that_an_optimizer_took_outside_comes_back_at_once():
+    """Under --bf16 the optimizer keeps a float32 copy that no clamp reaches. 200 updates push downwards, then the data
+    pull back: the head moves after a few updates. (One that had gone on outwards needs about as many as it went.)"""
+    span = AdaptiveSpan(1, 100, 4, initial_span=20.0).to(torch.bfloat16)
+    master = torch.nn.Parameter(span.span_ratio.detach().float().clone())
+    optimizer, zs = torch.optim.Adam([master], lr=0.005), []
+    for update in range(230):
+        span.span_ratio.grad = None
+        loss = span.loss() if update < 200 else -span.loss()
+        loss.backward()
+        master.grad = span.span_ratio.grad.float()
+        optimizer.step()
+        with torch.no_grad():
+            span.span_ratio.copy_(master)
+            span.set_num_updates(update)
+        zs.append(float(span.spans()))
+    assert zs[199] == 0.0
+    assert next(i for i, z in enumerate(zs[200:]) if z > 0) < 20
+
+
+def test_half_precision_leaves_spans_in_float32():
+    """bfloat16 near 0.5 knows steps of 1/512: 16 tokens of 8192."""
+    attention = SpanAttention(8, 2, AdaptiveSpan(2, 8192, initial_span=4097.0)).to(torch.bfloat16)
+    assert attention.q_proj.weight.dtype == torch.bfloat16
+    assert attention.span.span_ratio.dtype == torch.float32 and attention.span.spans().tolist() == [4097.0] * 2
+    assert attention.double().span.span_ratio.dtype == torch.float64
+
+
+@pytest.mark.parametrize("memory", [0, 3])
+def test_autocast_at_the_beginning_of_a_stream(memory):
+    """Rows before the stream are zeros of the type that autocast gave the others."""
+    torch.manual_seed(1)
+    attention = SpanAttention(
+        8, 2, AdaptiveSpan(2, 20, 4, 5.0), memory=PersistentMemory(2, memory, 4) if memory else None
+    )
+    x, positions = torch.randn(6, 3, 8), torch.randn(20, 4)
+    full = attention(x, positions)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = attention(x, positions)
+    mixed.float().pow(2).sum().backward()
+    assert torch.allclose(mixed.float(), full, atol=0.05) and attention.span.span_ratio.grad.isfinite().all()

@@ -12,9 +12,13 @@ class MyModelBase(SynthModel, SomeFairseqModel):
 register_presets(MyModelBase, {"my_model": {}, "my_model_big": {"decoder_layers": 12}})
 """
 
-from typing import Any, Tuple, Type
+import contextlib
+import copy
+import re
+from typing import Any, Mapping, Tuple, Type
 
 from fairseq.dataclass import FairseqDataclass
+from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from fairseq_synth.auxiliary_loss import AuxiliaryLossMixin
@@ -30,6 +34,13 @@ class SynthModel(SeededMixin, FreezingMixin, AuxiliaryLossMixin):
     defaults: Type[FairseqDataclass]
     sides: Tuple[str, ...] = SIDES
 
+    def load_state_dict(self, state_dict: Any, strict: bool = True, model_cfg: Any = None, args: Any = None) -> Any:
+        """As fairseq's, which would prune (--decoder-layers-to-keep) what was saved by a training with that option, and
+        is pruned already."""
+        if model_cfg is not None:
+            model_cfg = _pruning_left_to_do(state_dict, model_cfg)
+        return super().load_state_dict(state_dict, strict=strict, model_cfg=model_cfg, args=args)
+
     @classmethod
     def config(cls, args: Any) -> ResolvedConfig:
         """The checked config. Raises UsageError for options that cannot work or have no effect."""
@@ -42,6 +53,19 @@ def finish_model(model: Any, cfg: Any) -> Any:
     freeze_model(model, cfg)
     seed_model(model, cfg)
     return model
+
+
+def _pruning_left_to_do(state_dict: Mapping[str, Any], model_cfg: Any) -> Any:
+    """The options without --*-layers-to-keep where the state holds as many layers as are kept."""
+    for side in ("encoder", "decoder"):
+        keep = getattr(model_cfg, f"{side}_layers_to_keep", None)
+        found = (re.search(rf"(?:^|\.){side}\.layers\.(\d+)\.", name) for name in state_dict)
+        layers = {match.group(1) for match in found if match}
+        if keep and len(layers) == len(str(keep).split(",")):
+            model_cfg = copy.deepcopy(model_cfg)
+            with open_dict(model_cfg) if isinstance(model_cfg, DictConfig) else contextlib.nullcontext():
+                setattr(model_cfg, f"{side}_layers_to_keep", None)
+    return model_cfg
 
 
 def limited_positions(stock: int, layers: nn.Module) -> int:

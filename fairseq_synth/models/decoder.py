@@ -13,6 +13,7 @@ from fairseq_synth.models.base import limited_positions
 from fairseq_synth.models.build_attention import build_attention, speed_up
 from fairseq_synth.models.config import ResolvedConfig
 from fairseq_synth.models.layers import drop_feed_forward, wrap
+from fairseq_synth.modules.attention import SynthAttention
 from fairseq_synth.modules.incremental_state import STATEFUL, STEP
 from fairseq_synth.modules.positions import gather_slots, padding_layout
 from fairseq_synth.modules.scorers.spec import LayerSpec
@@ -26,6 +27,15 @@ class SynthDecoderLayer(TransformerDecoderLayerBase):
         super().__init__(cfg, no_encoder_attn=cross is None)
         if cfg.persistent_memory and not cfg.keep_feed_forward:
             drop_feed_forward(self)
+        self._unread_norm = self.normalize_before and cross is not None and not reads_queries(self.encoder_attn)
+        if self._unread_norm:  # before the attention, it would normalise queries that nobody reads, and never train
+            self.encoder_attn_layer_norm = nn.Identity()
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
+        if self._unread_norm:  # checkpoints of version 0.1 have it
+            for name in ("weight", "bias"):
+                state_dict.pop(f"{prefix}encoder_attn_layer_norm.{name}", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def build_self_attention(
         self,
@@ -53,6 +63,13 @@ class SynthDecoderLayer(TransformerDecoderLayerBase):
             q_noise=self.quant_noise,
             qn_block_size=self.quant_noise_block_size,
         )
+
+
+def reads_queries(attention: nn.Module) -> bool:
+    """Whether an attention to the encoder depends on what the decoder says."""
+    if not isinstance(attention, SynthAttention):
+        return True
+    return attention.scorer.depends_on == "tokens" or attention.q_proj is not None
 
 
 def has_stock_attention(cfg: ResolvedConfig) -> bool:

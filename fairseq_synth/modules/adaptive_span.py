@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_synth.errors import UsageError
+from fairseq_synth.modules.products import HALF
 
 # heads whose windows differ by no more than this share their matrix products: measured, a group of its own costs
 # a head as much as 128 more positions
 SLACK, RELATIVE_SLACK = 128, 1 / 8
+EDGE = 2.0**-40  # in place of a mask of 0 that has a gradient
 
 
 class HeadGroup(NamedTuple):
@@ -30,8 +32,13 @@ class AdaptiveSpan(nn.Module):
     then carries the factor S, without which spans learn S times too slowly at the common learning rate.
 
     The ratio is used clamped to [0, 1], and ``set_num_updates``, which fairseq calls on every module before each
-    update, writes the clamped value back: a ratio that an update pushed out of the interval would otherwise get no
-    gradient any more. A training loop without fairseq calls :meth:`clamp_` after the optimizer's step.
+    update, writes the clamped value back, as in the authors' code. A training loop without fairseq calls :meth:`clamp_`
+    after each step. In a model of half precision (--fp16, --bf16) that would reach a copy only, while the optimizer's
+    float32 values drift away: there the ratio may lie outside, and loses the gradient that leads farther out, no other.
+    It is kept in float32 itself, as half precision would swallow small updates.
+
+    Where the mask has a corner, at z + R and at z, its gradient is the authors' (that of torch's clamp): there a head
+    at z = 0, where it starts, learns whether to look farther.
 
     Args:
         num_heads, max_span, ramp: H, S and R.
@@ -58,6 +65,7 @@ class AdaptiveSpan(nn.Module):
                 f"lower it or raise the maximum"
             )
         self.max_span, self.ramp = max_span, ramp
+        self.in_half_precision = False  # the model around it
         ratio = torch.full((num_heads,), initial_span / max_span)
         self.span_ratio = nn.Parameter(ratio, requires_grad=not fixed)
 
@@ -68,23 +76,34 @@ class AdaptiveSpan(nn.Module):
         """distance: any shape, >= 0. Returns H x that shape, in [0, 1], float32 at least."""
         ratio = self._ratio().view(-1, *[1] * distance.dim())
         x = distance.to(ratio.dtype)
-        soft = ((self.ramp - x + ratio * self.max_span) / self.ramp).clamp(0, 1)
+        soft = self._ramp_of(x, ratio).clamp(0, 1)
         return soft * (distance < self.max_span).to(soft.dtype)
 
+    def _ramp_of(self, x: Tensor, ratio: Tensor) -> Tensor:
+        """(R + z - x) / R."""
+        return (self.ramp - x + ratio * self.max_span) / self.ramp
+
     def log_mask(self, distance: Tensor) -> Tensor:
-        """log of :meth:`mask`, -inf (without gradient) where it is 0: softmax(s + log m) is softmax(s) * m,
-        renormalised."""
-        mask = self.mask(distance)
-        visible = mask > 0
-        return torch.where(visible, mask, torch.ones_like(mask)).log().masked_fill(~visible, -math.inf)
+        """log of :meth:`mask`, -inf where it is 0: softmax(s + log m) is softmax(s) * m, renormalised.
+
+        While spans learn, the position at exactly z + R, whose mask is 0 but grows with z, has EDGE in place of 0: too
+        little to be seen in the output, and the gradient, p (g - mean g) / m, is that of the mask's corner.
+        """
+        ratio = self._ratio().view(-1, *[1] * distance.dim())
+        ramp = self._ramp_of(distance.to(ratio.dtype), ratio)
+        learning = ratio.requires_grad and torch.is_grad_enabled()
+        visible = ((ramp >= 0) if learning else (ramp > 0)) & (distance < self.max_span)
+        mask = torch.where(visible, ramp, torch.ones_like(ramp)).clamp(0, 1)
+        return (mask + EDGE * (mask == 0)).log().masked_fill(~visible, -math.inf)
 
     def spans(self) -> Tensor:
         """z of every head, in tokens (H, without gradient)."""
         return self._ratio().detach() * self.max_span
 
     def windows(self) -> List[int]:
-        """Per head, how many of the nearest positions have a mask above 0."""
-        return [min(self.max_span, math.ceil(z + self.ramp)) for z in self.spans().tolist()]
+        """Per head, how many of the nearest positions have a mask above 0, or have a gradient."""
+        reach = _including_edge if self.span_ratio.requires_grad else math.ceil
+        return [min(self.max_span, reach(z + self.ramp)) for z in self.spans().tolist()]
 
     def groups(self) -> List[HeadGroup]:
         return group_heads(self.windows())
@@ -98,16 +117,43 @@ class AdaptiveSpan(nn.Module):
         self.span_ratio.clamp_(0, 1)
 
     def set_num_updates(self, num_updates: int) -> None:
-        self.clamp_()
+        if not self.in_half_precision:
+            self.clamp_()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         self.clamp_()  # the last update before a checkpoint has no next one to clamp it
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        """.half() and its kin leave the ratio in float32."""
+        exact = self.span_ratio.data
+        super()._apply(fn, *args, **kwargs)
+        self.in_half_precision = self.span_ratio.dtype in HALF
+        if self.in_half_precision:
+            self.span_ratio.data = exact.to(self.span_ratio.device, torch.float32)
+        return self
+
     def _ratio(self) -> Tensor:
-        ratio: Tensor = self.span_ratio
-        ratio = ratio.float() if ratio.dtype in (torch.float16, torch.bfloat16) else ratio
-        return ratio.clamp(0, 1)
+        return _ClampInwards.apply(self.span_ratio)
+
+
+class _ClampInwards(torch.autograd.Function):
+    """x.clamp(0, 1); beyond an end it drops the gradient that a descent would follow outwards, and no other."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        outwards = ((x < 0) & (gradient > 0)) | ((x > 1) & (gradient < 0))
+        return gradient.masked_fill(outwards, 0.0)
+
+
+def _including_edge(z: float) -> int:
+    return math.floor(z) + 1
 
 
 def group_heads(windows: Sequence[int]) -> List[HeadGroup]:
