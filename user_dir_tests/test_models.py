@@ -8,6 +8,7 @@ from builders import build as synth
 from fairseq_synth.checks.case import tokens
 from fairseq_synth.models.transformer import PRESETS
 from fairseq_synth.modules.attention import SynthAttention
+from fairseq_synth.modules.scorers import SCORERS
 
 SMALL = {f"{s}_{k}": v for s in ("encoder", "decoder")
          for k, v in (("layers", 2), ("embed_dim", 16), ("ffn_embed_dim", 24), ("attention_heads", 2))}  # fmt: skip
@@ -36,6 +37,30 @@ def test_dot_product_is_the_stock_transformer(options):
         lengths = source.ne(1).sum(1)
         got, expected = (m(source, lengths, target)[0][target.ne(1)] for m in (ours, theirs))
         assert torch.allclose(got, expected, atol=1e-5)
+
+
+# what fairseq's --left-pad-target makes with --num-batch-buckets: the pad before a word predicts it
+BETWEEN = torch.tensor([[2, 1, 1, 7, 9, 11], [2, 5, 6, 7, 8, 9], [2, 1, 1, 1, 1, 5]])
+
+
+def test_pads_between_tokens_as_in_fairseq():
+    ours, theirs = synth(**SMALL, **DOT).eval(), stock(**SMALL).eval()
+    theirs.train().eval()
+    source = tokens(pad_left=True)
+    got, expected = (m(source, source.ne(1).sum(1), BETWEEN)[0] for m in (ours, theirs))
+    assert torch.allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [*SCORERS, "random+dot_product", "random|dot_product"])
+def test_a_pad_between_tokens_does_not_see_what_follows(spec):
+    model, source = synth(**SMALL, decoder_self_attention=spec).eval(), tokens(pad_left=True)
+    before = model(source, source.ne(1).sum(1), BETWEEN)[0]
+    for slot in (3, 4, 5):
+        changed = BETWEEN.clone()
+        changed[:, slot] = 4 + (changed[:, slot] - 3) % 20
+        after = model(source, source.ne(1).sum(1), changed)[0]
+        assert torch.allclose(after[:, :slot], before[:, :slot], atol=1e-6)
+        assert not torch.allclose(after[:, slot], before[:, slot], atol=1e-3)
 
 
 def test_stock_weights_load_into_dot_product():
