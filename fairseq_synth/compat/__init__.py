@@ -9,7 +9,19 @@ wrapping anything twice.
 import logging
 from typing import Callable, Dict, List, NamedTuple, Tuple
 
-from . import batching, checkpoints, cpu_distributed, encoder_fast_path, noise, numpy_api, precision
+from . import (
+    batching,
+    checkpoints,
+    cpu_distributed,
+    encoder_fast_path,
+    noise,
+    numpy_api,
+    precision,
+    resume,
+    save_dir,
+    saving,
+    signals,
+)
 
 __all__ = ["APPLIED", "FIXES", "FixReport", "apply", "describe"]
 
@@ -29,6 +41,17 @@ FIXES: Tuple[Callable[[], bool], ...] = (
     precision.keep_bf16_off_tpu,
     precision.refuse_flat_fp16_on_cpu,
     encoder_fast_path.disable_encoder_fast_path,
+    resume.make_batches_every_epoch,
+    resume.keep_float32_weights,
+    resume.keep_all_counters,
+    resume.stop_where_training_ended,
+    saving.write_checkpoints_whole,
+    saving.write_in_the_background,
+    saving.gather_before_saving,
+    # the later ones step in first: the folder is locked before anything in it is read
+    signals.finish_the_update,
+    save_dir.restore_a_whole_checkpoint,
+    save_dir.hold_save_dir,
     noise.hush_known_warnings,
     noise.show_hydra_errors,
 )

@@ -1,0 +1,75 @@
+"""A file that is there whole or not at all, whatever happens while it is written."""
+
+import contextlib
+import errno
+import io
+import os
+from typing import BinaryIO, Iterator, Optional
+
+from ..errors import UsageError
+
+# What a file is called while it is written (fairseq's own name for it).
+SUFFIX = ".tmp"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def whole_file(path: str) -> Iterator[BinaryIO]:
+    """A file to write bytes to. It becomes `path` at the end of the block, and vanishes if the block fails.
+
+    Raises:
+        UsageError: the disk is full.
+    """
+    part = path + SUFFIX
+    raw: Optional[_File] = None
+    try:
+        raw = _File(part)
+        with io.BufferedWriter(raw, 2**20) as file:
+            yield file
+            file.flush()
+            os.fsync(raw.fileno())  # or a crash of the machine leaves the new name with no contents
+        os.replace(part, path)
+        _sync_folder(os.path.dirname(os.path.abspath(path)))
+    except BaseException as error:
+        _remove(part)
+        if _is_full(error) or (raw is not None and raw.full):
+            raise UsageError(_full_disk(path)) from error
+        raise
+
+
+class _File(io.FileIO):
+    """Remembers that the disk was full: torch.save reports it as "unexpected pos", or in other ways."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "w")
+        self.full = False
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.full = self.full or _is_full(error)
+            raise
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def _full_disk(path: str) -> str:
+    return f"{path}: cannot be written, the disk is full (or the quota used up): make room; earlier files are unharmed"
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.remove(path)
+
+
+def _sync_folder(path: str) -> None:
+    """The new name itself. Not every file system can."""
+    with contextlib.suppress(OSError):
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
