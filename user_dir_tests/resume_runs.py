@@ -5,7 +5,6 @@ it: so it is about the same on a slow machine and on a fast one, and it may be a
 a validation, of a write.
 """
 
-import importlib
 import multiprocessing
 import os
 import signal
@@ -19,6 +18,7 @@ import conftest
 import torch
 from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
+from fairseq_cli import train as fairseq_train
 
 _CONTEXT = multiprocessing.get_context("forkserver")  # fairseq is imported once, every training is a fork of that
 _CONTEXT.set_forkserver_preload(["resume_runs"])
@@ -91,13 +91,12 @@ def _train(arguments, log, environment, moment, like, rank, measured) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    train = importlib.import_module("fairseq_cli.train")
     sys.argv = ["fairseq-train", *map(str, arguments)]
     clock, status = _Clock(moment, like, rank), 0
     Trainer.begin_epoch = clock.at_epoch(Trainer.begin_epoch)
     checkpoint_utils.save_checkpoint = clock.around(checkpoint_utils.save_checkpoint)
     try:
-        train.cli_main()
+        fairseq_train.cli_main()
     except SystemExit as end:
         status = int(end.code or 0)
     except BaseException:
@@ -176,11 +175,3 @@ def _equal(one, two) -> bool:
     if torch.is_tensor(one) and torch.is_tensor(two):
         return one.dtype == two.dtype and torch.equal(one, two)
     return type(one) is type(two) and one == two
-
-
-def kill(share: float, saving: bool = False) -> Moment:
-    return Moment(signal.SIGKILL, share, saving)
-
-
-def terminate(share: float, saving: bool = False) -> Moment:
-    return Moment(signal.SIGTERM, share, saving)

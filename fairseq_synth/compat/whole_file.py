@@ -1,16 +1,15 @@
 """A file that is there whole or not at all, whatever happens while it is written."""
 
 import contextlib
-import errno
 import io
 import os
 from typing import BinaryIO, Iterator, Optional
 
 from ..errors import UsageError
+from ..errors.rules import DISK_IS_FULL, full_disk
 
 # What a file is called while it is written (fairseq's own name for it).
 SUFFIX = ".tmp"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
@@ -32,8 +31,8 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
         _sync_folder(os.path.dirname(os.path.abspath(path)))
     except BaseException as error:
         _remove(part)
-        if _is_full(error) or (raw is not None and raw.full):
-            raise UsageError(_full_disk(path)) from error
+        if full_disk(error) or (raw is not None and raw.full):
+            raise UsageError(f"{path}: {DISK_IS_FULL}; earlier files are unharmed") from error
         raise
 
 
@@ -48,16 +47,8 @@ class _File(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            self.full = self.full or _is_full(error)
+            self.full = self.full or full_disk(error) is not None
             raise
-
-
-def _is_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in _FULL
-
-
-def _full_disk(path: str) -> str:
-    return f"{path}: cannot be written, the disk is full (or the quota used up): make room; earlier files are unharmed"
 
 
 def _remove(path: str) -> None:
