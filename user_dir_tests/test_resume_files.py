@@ -145,6 +145,15 @@ def test_a_torn_checkpoint_alone_is_one_line(corpus, tmp_path):
         train(corpus, tmp_path)
 
 
+def test_an_absent_checkpoint_is_told(corpus, tmp_path):
+    """The user may have removed it to begin anew."""
+    train(corpus, tmp_path, updates=2)
+    os.remove(tmp_path / LAST)
+    other = tmp_path / "checkpoint_1_2.pt"
+    text = train(corpus, tmp_path, updates=1)
+    assert f"{tmp_path / LAST} is absent: training begins anew (--restore-file {other} goes on from there)" in text
+
+
 def test_a_file_that_was_named_is_not_replaced(corpus, tmp_path):
     train(corpus, tmp_path)
     named = tmp_path / "checkpoint_1_2.pt"

@@ -119,7 +119,7 @@ def test_patience_goes_on_counting(in_parts):
     assert checkpoint["extra_state"]["train_iterator"]["epoch"] == 4
 
 
-@pytest.mark.parametrize("stop", [2 * UPDATES, 2 * UPDATES + 1])
+@pytest.mark.parametrize("stop", [2 * UPDATES, UPDATES + 1])
 def test_reduce_lr_on_plateau_goes_on_counting(in_parts, stop):
     """A loss that never improves shrinks the rate after the validations of two epochs.
 

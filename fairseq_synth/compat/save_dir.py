@@ -165,7 +165,12 @@ def newest_whole(folder: str) -> Optional[str]:
         UsageError: none is whole.
     """
     last = os.path.join(folder, _LAST)
-    if not os.path.isfile(last) or is_whole(last):
+    if not os.path.isfile(last):
+        others = _newest_first(folder) if os.path.isdir(folder) else []
+        if others:  # killed in its first save, or removed on purpose
+            logger.warning("%s is absent: training begins anew (--restore-file %s goes on from there)", last, others[0])
+        return None
+    if is_whole(last):
         return None
     for path in _newest_first(folder):
         if path != last and is_whole(path):
