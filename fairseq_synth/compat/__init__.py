@@ -17,6 +17,10 @@ from . import (
     noise,
     numpy_api,
     precision,
+    resume,
+    save_dir,
+    saving,
+    signals,
     training_seams,
 )
 
@@ -41,6 +45,17 @@ FIXES: Tuple[Callable[[], bool], ...] = (
     training_seams.step_in_around_loading,
     training_seams.step_in_around_averages,
     training_seams.step_in_after_loss,
+    resume.make_batches_every_epoch,
+    resume.keep_float32_weights,
+    resume.keep_all_counters,
+    resume.stop_where_training_ended,
+    saving.write_checkpoints_whole,
+    saving.write_in_the_background,
+    saving.gather_before_saving,
+    # the later ones step in first: the folder is locked before anything in it is read
+    signals.finish_the_update,
+    save_dir.restore_a_whole_checkpoint,
+    save_dir.hold_save_dir,
     noise.hush_known_warnings,
     noise.show_hydra_errors,
 )

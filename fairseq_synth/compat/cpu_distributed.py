@@ -27,10 +27,12 @@ def join_cpu_torchrun() -> bool:
             launched = _launched_on_cpu(cfg)
             if launched:
                 _use_launcher(cfg.distributed_training)
-            result = stock(cfg, main, **kwargs)
-            if launched and torch.distributed.is_initialized():
-                # fairseq leaves gloo's threads to the interpreter's exit, which now and then aborts.
-                torch.distributed.destroy_process_group()
+            try:
+                result = stock(cfg, main, **kwargs)
+            except SystemExit:  # all processes were asked to stop
+                _leave(launched)
+                raise
+            _leave(launched)
             return result
 
         return call_main
@@ -108,6 +110,12 @@ def _use_launcher(distributed) -> None:
     distributed.device_id = 0
     if distributed.distributed_backend == "nccl":  # fairseq's default, GPU only
         distributed.distributed_backend = "gloo"
+
+
+def _leave(launched: bool) -> None:
+    """fairseq leaves gloo's threads to the interpreter's exit, which now and then aborts."""
+    if launched and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _has_fast_path_duplicates(module) -> bool:

@@ -1,8 +1,8 @@
-"""Replacing one function of fairseq, at most once."""
+"""Replacing functions of fairseq, each by each of our replacements at most once."""
 
 import functools
 import inspect
-from typing import Any, Callable, Tuple
+from typing import Any, Callable, FrozenSet, Tuple
 
 import torch
 
@@ -10,23 +10,26 @@ _MARK = "_replaced_by_fairseq_synth"
 
 
 def replace(owner: Any, name: str, make: Callable[[Callable], Callable]) -> None:
-    """Set `owner.name` to `make(stock)`, unless an earlier import already did.
+    """Set `owner.name` to `make(what was there)`, unless the same `make` already did.
 
-    A class method stays one: `make` then gets the plain function, whose first argument is the
-    class.
+    Two fixes may wrap one function: the later one is called first. Class methods and static
+    methods stay what they are: `make` gets the plain function (of a class method the first
+    argument is the class).
 
     Raises:
         AttributeError: `owner` has no `name`: a version of fairseq that the fix was not written
         for.
     """
-    stock = inspect.getattr_static(owner, name)
-    is_class_method = isinstance(stock, classmethod)
-    function = stock.__func__ if is_class_method else stock
-    if hasattr(function, _MARK):
+    there = inspect.getattr_static(owner, name)
+    kind = type(there) if isinstance(there, (classmethod, staticmethod)) else None
+    function = there.__func__ if kind else there
+    done: FrozenSet[str] = getattr(function, _MARK, frozenset())
+    this = f"{make.__module__}.{make.__qualname__}"
+    if this in done:
         return
     replacement = functools.wraps(function)(make(function))
-    setattr(replacement, _MARK, True)
-    setattr(owner, name, classmethod(replacement) if is_class_method else replacement)
+    setattr(replacement, _MARK, done | {this})
+    setattr(owner, name, kind(replacement) if kind else replacement)
 
 
 def stock_version(function: Callable) -> Callable:

@@ -3,6 +3,7 @@
 A rule takes an exception and returns the line, or None if the exception is about something else.
 """
 
+import errno
 import os
 import pickle
 import re
@@ -14,6 +15,17 @@ def _worker_usage_error(exc: BaseException) -> Optional[str]:
     """torch.multiprocessing reports a worker's exception as text only."""
     match = re.search(r"^fairseq_synth\.errors\.UsageError: (.+)$", str(exc), re.MULTILINE)
     return match.group(1) if match and type(exc).__name__ == "ProcessRaisedException" else None
+
+
+def full_disk(exc: BaseException) -> Optional[str]:
+    """torch.save hides it behind an error of its own, so the causes count."""
+    for cause in causes(exc):
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{cause.filename or 'a file'}: {DISK_IS_FULL}"
+    return None
+
+
+DISK_IS_FULL = "cannot be written, the disk is full (or the quota used up): make room"
 
 
 def _unsafe_checkpoint(exc: BaseException) -> Optional[str]:
@@ -161,6 +173,7 @@ def _already_clear(exc: BaseException) -> Optional[str]:
 
 RULES: Tuple[Callable[[BaseException], Optional[str]], ...] = (
     _worker_usage_error,
+    full_disk,
     _unsafe_checkpoint,
     _corrupt_checkpoint,
     _other_model,

@@ -3,24 +3,24 @@
 The text is cut into ``--batch-size`` streams (per worker) of equal length; batch k holds block k of every stream
 (``--tokens-per-sample`` tokens). Every token is predicted exactly once, the first of a block too: its context is the
 last token of the block before. Only the end of the last stream is padded. Each pass over a data set starts with an
-empty memory, and so does a run resumed in the middle of an epoch.
+empty memory; a run resumed in the middle of an epoch goes on with the memory that its checkpoint holds.
 
 Generation (``fairseq-generate``, ``fairseq-interactive``) is that of fairseq's ``language_modeling`` task.
 """
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 import torch
 from fairseq import utils
-from fairseq.data import FairseqDataset, data_utils, iterators
+from fairseq.data import FairseqDataset, data_utils
 from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 
 from fairseq_synth.errors import UsageError, option_name
-from fairseq_synth.modules.stream_memory import StreamMemory
+from fairseq_synth.tasks.stream_iterator import StreamIterator
 
 
 @dataclass
@@ -109,7 +109,15 @@ class StreamingLMTask(LanguageModelingTask):
             num_workers=0,  # a batch is a slice of an array: nothing to prepare in another process
             epoch=epoch,
             disable_shuffling=True,
+            worker=shard_id,
+            workers=num_shards,
         )
+
+    def train_step(self, sample: Dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As fairseq's; the memory of a checkpoint comes from the CPU."""
+        if "memory" in sample["net_input"]:  # not in the dummy batch of a worker that has run out of text
+            sample["net_input"]["memory"].to(sample["target"].device)
+        return super().train_step(sample, *args, **kwargs)
 
     def eval_lm_dataloader(
         self,
@@ -184,25 +192,6 @@ class Streams(torch.utils.data.Dataset):
         if start == 0 and count:
             tokens = np.concatenate([[self.text.eos], tokens[: count - 1]])
         return torch.from_numpy(tokens)
-
-
-class StreamIterator(iterators.EpochBatchIterator):
-    """fairseq's epoch iterator; every pass gives its batches a StreamMemory of its own."""
-
-    def _get_iterator_for_epoch(
-        self, epoch: int, shuffle: bool, fix_batches_to_gpus: bool = False, offset: int = 0
-    ) -> Any:
-        batches = super()._get_iterator_for_epoch(epoch, shuffle, fix_batches_to_gpus, offset)
-        if batches is None:
-            return None
-        return iterators.CountingIterator(_with_memory(batches), start=batches.n, total=len(batches))
-
-
-def _with_memory(batches: Any) -> Iterator[Dict[str, Any]]:
-    memory = StreamMemory()
-    for batch in batches:
-        batch["net_input"]["memory"] = memory
-        yield batch
 
 
 def _only(items: List[Dict[str, Any]]) -> Dict[str, Any]:
