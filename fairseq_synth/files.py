@@ -13,11 +13,13 @@ SUFFIX = ".tmp"
 
 
 @contextlib.contextmanager
-def whole_file(path: str) -> Iterator[BinaryIO]:
+def whole_file(path: str, explain: bool = True) -> Iterator[BinaryIO]:
     """A file to write bytes to. It becomes `path` at the end of the block, and vanishes if the block fails.
 
+    explain: False leaves an OSError what it is, for callers that try again.
+
     Raises:
-        UsageError: it cannot be written, or the disk is full.
+        UsageError: the disk is full, or (``explain``) it cannot be written.
     """
     part = path + SUFFIX
     raw: Optional[_File] = None
@@ -33,7 +35,7 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
         _remove(part)
         if full_disk(error) or (raw is not None and raw.full):
             raise UsageError(f"{path}: {DISK_IS_FULL}; earlier files are unharmed") from error
-        if isinstance(error, OSError):
+        if explain and isinstance(error, OSError):
             raise UsageError(f"{path}: cannot be written ({error.strerror or error}); give another place") from error
         raise
 

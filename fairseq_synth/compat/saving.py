@@ -73,7 +73,7 @@ def _save(obj: Any, path: str) -> None:
     """Three times, as fairseq does: a network disk may be away for a moment."""
     for last in (False, False, True):
         try:
-            with whole_file(path) as file:
+            with whole_file(path, explain=False) as file:
                 torch.save(obj, file)
             return
         except UsageError:  # a full disk
@@ -100,7 +100,7 @@ def _copying_whole(stock: Callable) -> Callable:
 
 
 def _copy(source: str, destination: str) -> None:
-    with open(source, "rb") as original, whole_file(destination) as file:
+    with open(source, "rb") as original, whole_file(destination, explain=False) as file:
         shutil.copyfileobj(original, file, 2**24)
 
 
@@ -145,7 +145,7 @@ def finish_writing() -> None:
 
 
 def _write(buffer: io.BytesIO, path: str) -> None:
-    with whole_file(path) as file:
+    with whole_file(path, explain=False) as file:
         file.write(buffer.getbuffer())
 
 
