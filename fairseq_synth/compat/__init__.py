@@ -9,7 +9,7 @@ wrapping anything twice.
 import logging
 from typing import Callable, Dict, List, NamedTuple, Tuple
 
-from . import batching, checkpoints, cpu_distributed, encoder_fast_path, noise, numpy_api, precision
+from . import batching, checkpoints, cpu_distributed, encoder_fast_path, noise, numpy_api, precision, stored_options
 
 __all__ = ["APPLIED", "FIXES", "FixReport", "apply", "describe"]
 
@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 FIXES: Tuple[Callable[[], bool], ...] = (
     checkpoints.allow_fairseq_checkpoints,
+    stored_options.evaluate_literals_only,
+    stored_options.refuse_stored_interpolation,
+    stored_options.restore_known_meters,
     encoder_fast_path.drop_fast_path_duplicates,
     numpy_api.restore_np_compat,
     numpy_api.restore_percentile_buckets,

@@ -1,4 +1,4 @@
-"""Replacing one function of fairseq, at most once."""
+"""Replacing one function of fairseq, at most once for each reason."""
 
 import functools
 import inspect
@@ -10,7 +10,7 @@ _MARK = "_replaced_by_fairseq_synth"
 
 
 def replace(owner: Any, name: str, make: Callable[[Callable], Callable]) -> None:
-    """Set `owner.name` to `make(stock)`, unless an earlier import already did.
+    """Set `owner.name` to `make(stock)`, unless an earlier import already did: once for every `make`.
 
     A class method stays one: `make` then gets the plain function, whose first argument is the
     class.
@@ -22,10 +22,12 @@ def replace(owner: Any, name: str, make: Callable[[Callable], Callable]) -> None
     stock = inspect.getattr_static(owner, name)
     is_class_method = isinstance(stock, classmethod)
     function = stock.__func__ if is_class_method else stock
-    if hasattr(function, _MARK):
+    maker = f"{make.__module__}.{make.__qualname__}"
+    makers = getattr(function, _MARK, ())
+    if maker in makers:
         return
     replacement = functools.wraps(function)(make(function))
-    setattr(replacement, _MARK, True)
+    setattr(replacement, _MARK, (*makers, maker))
     setattr(owner, name, classmethod(replacement) if is_class_method else replacement)
 
 

@@ -8,6 +8,9 @@ from types import TracebackType
 from typing import Optional, Type
 
 from .rules import RULES, causes
+from .text import printable
+
+__all__ = ["UsageError", "explain", "install_excepthook", "printable"]
 
 # When set, tracebacks are printed as well; the one line still comes last.
 TRACEBACK_VARIABLE = "FAIRSEQ_SYNTH_TRACEBACK"

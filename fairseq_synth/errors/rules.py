@@ -9,6 +9,8 @@ import re
 import traceback
 from typing import Any, Callable, Iterator, List, Optional, Tuple
 
+from .text import printable
+
 
 def _worker_usage_error(exc: BaseException) -> Optional[str]:
     """torch.multiprocessing reports a worker's exception as text only."""
@@ -159,6 +161,21 @@ def _already_clear(exc: BaseException) -> Optional[str]:
     return str(exc) if re.match(r"(Optimizer|Criterion) does not match; please reset", str(exc)) else None
 
 
+def _strange_checkpoint(exc: BaseException) -> Optional[str]:
+    """Whatever else fails while a checkpoint is read, or a model is built from what it says."""
+    for function, what in (
+        ("load_checkpoint_to_cpu", "holds no checkpoint of fairseq, or options that fairseq does not understand"),
+        ("load_model_ensemble_and_task", "the model that its options describe cannot be built or filled"),
+    ):
+        if isinstance(exc, Exception) and _called(exc, function):
+            first = (str(exc).strip().splitlines() or [""])[0]
+            return (
+                f"checkpoint {_checkpoint_path(exc)}: {what} ({type(exc).__name__}: {printable(first)}); is it the "
+                f"right file, and are --task, --user-dir and --model-overrides those of its training?"
+            )
+    return None
+
+
 RULES: Tuple[Callable[[BaseException], Optional[str]], ...] = (
     _worker_usage_error,
     _unsafe_checkpoint,
@@ -172,6 +189,7 @@ RULES: Tuple[Callable[[BaseException], Optional[str]], ...] = (
     _no_task,
     _context_window,
     _already_clear,
+    _strange_checkpoint,  # after those that know more
 )
 
 
