@@ -10,7 +10,8 @@ from typing import Any, Dict, List
 import torch
 from torch import Tensor
 
-from fairseq_synth.errors import UsageError, explain
+from fairseq_synth.compat.checkpoint_content import check_content, check_file, seal
+from fairseq_synth.errors import UsageError, explain, printable
 from fairseq_synth.freezing import record as records
 from fairseq_synth.seeded import storage
 
@@ -29,6 +30,7 @@ def average_checkpoints(inputs: List[str], output: str) -> None:
     for path in inputs:
         state = read_checkpoint(path)
         weights = state["model"]
+        _check_record(weights, path)
         if not totals:
             first = dict(weights)
             totals = {name: t.double() for name, t in weights.items() if t.is_floating_point()}
@@ -55,9 +57,23 @@ def read_checkpoint(path: str, option: str = "--inputs") -> Dict[str, Any]:
     except Exception as error:
         reason = explain(error) or str(error).strip().splitlines()[0]
         raise UsageError(f"{option} {path}: cannot be read: {reason}") from error
-    if not isinstance(state, dict) or "model" not in state:
-        raise UsageError(f"{option} {path}: holds no model; give checkpoints that fairseq-train wrote")
+    try:
+        check_file(path)
+        check_content(state)
+    except UsageError as error:
+        raise UsageError(f"{option} {path}: {error}") from error
     return state
+
+
+def _check_record(weights: Dict[str, Tensor], path: str) -> None:
+    """What this file says of its own frozen tensors. Raises UsageError where it holds others."""
+    try:
+        full = storage.materialized(weights, verify=False)
+        record = records.held(full)
+        if record is not None:
+            records.verify(record, full)
+    except UsageError as error:
+        raise UsageError(f"--inputs {path}: {error}") from error
 
 
 def _check_shapes(first: Dict[str, Tensor], other: Dict[str, Tensor], name: str, path: str) -> None:
@@ -75,16 +91,23 @@ def _check_shapes(first: Dict[str, Tensor], other: Dict[str, Tensor], name: str,
 
 
 def _check_frozen(first: Dict[str, Tensor], other: Dict[str, Tensor], name: str, path: str) -> None:
-    one, two = (records.decode(weights.get(records.KEY)) for weights in (first, other))
+    one, two = (records.held(weights) for weights in (first, other))
     for key, what in (("names", "other parameters"), ("digest", "other values of the same parameters")):
         if (one or {}).get(key) != (two or {}).get(key):
             raise UsageError(f"--inputs {path}: has frozen {what} than {name}; average one run's files")
 
 
 def write_checkpoint(state: Dict[str, Any], output: str) -> None:
-    """Whole or not at all. Raises UsageError where there is no such folder."""
+    """Whole or not at all, with the digests of its tensors. Raises UsageError where it cannot be written."""
     if not os.path.isdir(os.path.dirname(os.path.abspath(output))):
         raise UsageError(f"--output {output}: the folder does not exist")
+    if os.path.isdir(output):
+        raise UsageError(f"--output {output}: is a folder; give the name of a file in it")
     part = output + ".part"
-    torch.save(state, part)
-    os.replace(part, output)
+    try:
+        torch.save(seal(state), part)
+        os.replace(part, output)
+    except (OSError, RuntimeError) as error:
+        if os.path.exists(part):
+            os.remove(part)
+        raise UsageError(f"--output {output}: cannot be written: {explain(error) or printable(error)}") from error

@@ -9,7 +9,17 @@ wrapping anything twice.
 import logging
 from typing import Callable, Dict, List, NamedTuple, Tuple
 
-from . import batching, checkpoints, cpu_distributed, encoder_fast_path, noise, numpy_api, precision, stored_options
+from . import (
+    batching,
+    checkpoint_content,
+    checkpoints,
+    cpu_distributed,
+    encoder_fast_path,
+    noise,
+    numpy_api,
+    precision,
+    stored_options,
+)
 
 __all__ = ["APPLIED", "FIXES", "FixReport", "apply", "describe"]
 
@@ -17,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 FIXES: Tuple[Callable[[], bool], ...] = (
     checkpoints.allow_fairseq_checkpoints,
+    checkpoint_content.refuse_strange_checkpoints,
+    checkpoint_content.store_tensor_digests,
     stored_options.evaluate_literals_only,
     stored_options.refuse_stored_interpolation,
     stored_options.restore_known_meters,

@@ -12,7 +12,6 @@ from fairseq.data import Dictionary, data_utils
 from torch import Tensor, nn
 
 from fairseq_synth.errors import UsageError, explain
-from fairseq_synth.freezing import record as records
 from fairseq_synth.seeded import storage
 
 
@@ -78,8 +77,8 @@ def read_checkpoint(path: str) -> Dict[str, Any]:
         raise UsageError(f"{path}: cannot be read: {reason(error)}") from error
     if not isinstance(state.get("model"), dict) or state.get("cfg") is None:
         raise UsageError(nothing)
-    entry = records.decode(state["model"].get(storage.KEY))
-    state["stored_seed"] = None if entry is None else entry["seed"]
+    entry = storage.entry_of(state["model"])
+    state["stored_seed"] = None if entry is None else entry.get("seed")
     state["model"] = storage.materialized(state["model"])
     return state
 
