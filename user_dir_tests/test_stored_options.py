@@ -7,6 +7,7 @@ from argparse import Namespace
 
 import fairseq
 import pytest
+import torch
 from fairseq import checkpoint_utils, utils
 from fairseq.logging.meters import MetersDict
 from hypothesis import given, settings
@@ -104,7 +105,7 @@ def test_options_of_a_file_do_not_read_the_environment(place, text):
 def test_other_options_may_be_named():
     state = {"cfg": None, "args": None, "optimizer_history": [{"optimizer_name": "x", "lr_scheduler_state": {},
              "num_updates": 1}], "extra_state": {"train_iterator": {}},
-             "more": "${model.encoder_embed_dim}"}  # fmt: skip
+             "model": {"a": torch.zeros(1)}, "more": "${model.encoder_embed_dim}"}  # fmt: skip
     assert checkpoint_utils._upgrade_state_dict(state) is state
 
 

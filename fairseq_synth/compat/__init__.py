@@ -17,6 +17,7 @@ from . import (
     encoder_fast_path,
     noise,
     numpy_api,
+    plain_loading,
     precision,
     stored_options,
 )
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 FIXES: Tuple[Callable[[], bool], ...] = (
     checkpoints.allow_fairseq_checkpoints,
+    plain_loading.read_plain_data_only,
     checkpoint_content.refuse_strange_checkpoints,
     checkpoint_content.store_tensor_digests,
     stored_options.evaluate_literals_only,

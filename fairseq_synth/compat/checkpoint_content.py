@@ -28,6 +28,8 @@ VARIABLE = "FAIRSEQ_SYNTH_DIGESTS"
 # how much larger than the bytes in the file tensors may look: tied weights and expanded buffers do
 EXPANSION = 16
 DIGITS = 32
+# values in a checkpoint's dicts and lists: a list may hold another twice, that another twice ...
+LARGEST = 10_000_000
 
 
 def store_tensor_digests() -> bool:
@@ -103,9 +105,12 @@ def _check_size(tensors: Dict[str, Tensor]) -> None:
 
 def tensors_of(state: Any) -> Iterator[Tuple[str, Tensor]]:
     """(place, tensor) of every dense tensor in nested dicts and lists, such as model.encoder.layers.0.fc1.weight."""
-    left = [("", state)]
+    left, looked = [("", state)], 0
     while left:
         place, value = left.pop()
+        looked += 1
+        if looked > LARGEST:
+            raise UsageError(f"holds more than {LARGEST:,} values: lists in lists, made to take for ever")
         if isinstance(value, Tensor):
             if value.layout == torch.strided and not value.is_quantized:
                 yield place, value

@@ -38,7 +38,8 @@ _UNREADABLE = (RuntimeError, EOFError, OSError, LookupError, ValueError, pickle.
 
 def _corrupt_checkpoint(exc: BaseException) -> Optional[str]:
     """torch.load says this in a dozen ways: zip, legacy and safe loading fail differently."""
-    if not isinstance(exc, _UNREADABLE) or not _raised_inside(exc, "torch.serialization"):
+    inside = ("torch.serialization", "fairseq_synth.compat.plain_loading")
+    if not isinstance(exc, _UNREADABLE) or not any(_raised_inside(exc, module) for module in inside):
         return None
     reason = (str(exc).strip().splitlines() or ["no more input"])[0].split(". ")[0]
     path = _checkpoint_path(exc)
