@@ -8,7 +8,7 @@ import sys
 from typing import List, Optional, Tuple
 
 from fairseq_synth.commands.options import own_options
-from fairseq_synth.errors import UsageError
+from fairseq_synth.errors import UsageError, one_line
 
 __all__ = ["COMMANDS", "main", "own_options"]
 
@@ -42,7 +42,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         sys.stdout.flush()
         return status
     except UsageError as error:
-        print(f"fairseq-synth {args.command}: error: {error}", file=sys.stderr)
+        print(f"fairseq-synth {args.command}: error: {one_line(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `| head` has seen enough
         sys.stdout = open(os.devnull, "w")  # what is left would fail again at exit

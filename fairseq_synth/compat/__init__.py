@@ -11,6 +11,7 @@ from typing import Callable, Dict, List, NamedTuple, Tuple
 
 from . import (
     batching,
+    binarised,
     checkpoint_content,
     checkpoints,
     cpu_distributed,
@@ -20,6 +21,7 @@ from . import (
     plain_loading,
     precision,
     stored_options,
+    text_input,
 )
 
 __all__ = ["APPLIED", "FIXES", "FixReport", "apply", "describe"]
@@ -38,6 +40,8 @@ FIXES: Tuple[Callable[[], bool], ...] = (
     numpy_api.restore_np_compat,
     numpy_api.restore_percentile_buckets,
     batching.keep_last_batch,
+    binarised.refuse_damaged_data,
+    binarised.refuse_missing_targets,
     batching.refuse_empty_data,
     batching.refuse_dropped_blocks,
     cpu_distributed.join_cpu_torchrun,
@@ -46,6 +50,7 @@ FIXES: Tuple[Callable[[], bool], ...] = (
     precision.keep_bf16_off_tpu,
     precision.refuse_flat_fp16_on_cpu,
     encoder_fast_path.disable_encoder_fast_path,
+    text_input.read_any_bytes,
     noise.hush_known_warnings,
     noise.show_hydra_errors,
 )

@@ -4,7 +4,6 @@ import importlib
 import os
 import shutil
 import sys
-from importlib import metadata
 from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 OLDEST, FAIRSEQ_ENDS = (3, 8), (3, 11)  # fairseq 0.12.2 cannot be imported from Python 3.11 on
@@ -22,6 +21,9 @@ class Finding(NamedTuple):
 def explain_import(error: BaseException) -> str:
     """Why fairseq cannot be imported, in one line with the fix."""
     first = (str(error).strip().splitlines() or [""])[0]
+    hiding = _hiding()
+    if hiding:
+        return f"{hiding} hides a module of Python's own, so that fairseq cannot be imported ({first}): rename it"
     if isinstance(error, ModuleNotFoundError) and error.name == "fairseq":
         return f"fairseq is not installed in {sys.executable}: {_install()}"
     if "mutable default" in first and sys.version_info >= FAIRSEQ_ENDS:
@@ -30,6 +32,22 @@ def explain_import(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"fairseq needs {error.name}, which is not installed: pip install {error.name}"
     return f"fairseq cannot be imported ({type(error).__name__}: {first}): in a new environment, {_install()}"
+
+
+def _hiding() -> Optional[str]:
+    """A user's file of the name of a standard module: the folder of the script comes first in sys.path."""
+    library = os.path.realpath(os.path.dirname(os.__file__))
+    standard = getattr(sys, "stdlib_module_names", None) or [name[:-3] for name in os.listdir(library)]  # Python < 3.10
+    for folder in sys.path:
+        place = os.path.realpath(folder or os.getcwd())
+        if place.startswith(library) or not os.path.isdir(place):
+            continue
+        for name in standard:
+            path = os.path.join(place, f"{name}.py")
+            loaded = getattr(sys.modules.get(name), "__file__", None)
+            if os.path.isfile(path) and os.path.realpath(loaded or path) == path:
+                return path
+    return None
 
 
 def _install() -> str:
@@ -114,6 +132,8 @@ def _fairseq() -> Iterator[Finding]:
 
 def distribution(name: str) -> Tuple[str, Optional[str]]:
     """(name, its version or None)."""
+    from importlib import metadata  # which needs much of Python: explain_import runs where not all of it is there
+
     try:
         return name, metadata.version(name)
     except metadata.PackageNotFoundError:
