@@ -31,10 +31,11 @@ logger = logging.getLogger(__name__)
 FIXES: Tuple[Callable[[], bool], ...] = (
     checkpoints.allow_fairseq_checkpoints,
     plain_loading.read_plain_data_only,
-    checkpoint_content.refuse_strange_checkpoints,
     checkpoint_content.store_tensor_digests,
     stored_options.evaluate_literals_only,
     stored_options.refuse_stored_interpolation,
+    stored_options.refuse_stored_sizes,
+    checkpoint_content.refuse_strange_checkpoints,  # after these: it looks first
     stored_options.restore_known_meters,
     encoder_fast_path.drop_fast_path_duplicates,
     numpy_api.restore_np_compat,

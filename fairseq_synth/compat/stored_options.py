@@ -3,8 +3,9 @@
 import re
 import sys
 from argparse import Namespace
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Dict, Iterable
 
+import torch
 from fairseq import checkpoint_utils
 from fairseq.logging import meters
 
@@ -15,6 +16,10 @@ from .patching import replace
 
 # ${oc.env:NAME} and its kin, unlike ${model.encoder_embed_dim}
 _RESOLVER = re.compile(r"\$\{[^{}]*:")
+# options that say how large a model is; below these limits they may say what they like
+_SIZE = re.compile(r"(?:^|_)(layers|dim|dims|heads|memory|length|rank|span|size|experts|channels)$")
+FREE_LAYERS, FREE_SIZE = 100, 2**13
+SEED = "frozen_seed"
 
 
 def evaluate_literals_only() -> bool:
@@ -39,6 +44,15 @@ def refuse_stored_interpolation() -> bool:
     return True
 
 
+def refuse_stored_sizes() -> bool:
+    """A model is built as large as a checkpoint's options say: a billion layers fill the memory (every version).
+
+    What is built must be in the file: no more layers than tensors, no dimension beyond the largest there.
+    """
+    replace(checkpoint_utils, "_upgrade_state_dict", _refuse_sizes)
+    return True
+
+
 def restore_known_meters() -> bool:
     """The meters of a checkpoint are made by name: a file may name any function of that module (every version)."""
     replace(meters.MetersDict, "load_state_dict", _check_meters)
@@ -57,6 +71,34 @@ def _refuse_resolvers(stock: Callable) -> Callable:
         return stock(state)
 
     return upgrade
+
+
+def _refuse_sizes(stock: Callable) -> Callable:
+    def upgrade(state: Any) -> Any:
+        options = _plain(state.get("cfg"))
+        options = options.get("model") if isinstance(options, dict) else state.get("args")
+        options = vars(options) if isinstance(options, Namespace) else options
+        if isinstance(options, dict):
+            _check_sizes(options, state["model"])
+        return stock(state)
+
+    return upgrade
+
+
+def _check_sizes(options: Dict[Any, Any], weights: Dict[str, Any]) -> None:
+    """Raises UsageError, naming the option. Frozen tensors that a file leaves out are bounded where they are drawn."""
+    largest = max([n for t in weights.values() if isinstance(t, torch.Tensor) for n in t.shape] + [FREE_SIZE])
+    limits = {"layers": max(len(weights), FREE_LAYERS), "size": largest if SEED not in weights else sys.maxsize}
+    for name, value in options.items():
+        kind = _SIZE.search(str(name))
+        if not kind or not isinstance(value, (int, float)):
+            continue
+        limit = limits["layers" if kind.group(1) == "layers" else "size"]
+        if value > limit:
+            raise UsageError(
+                f"the checkpoint's options say {printable(name, 60)} {printable(value, 30)}, but nothing in it is that "
+                f"large ({limit:,}): it is damaged, or made to fill the memory"
+            )
 
 
 def _plain(options: Any) -> Any:
