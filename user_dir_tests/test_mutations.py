@@ -135,8 +135,8 @@ def test_mutated_data(corpus, tmp_path):
     assert refused
 
 
-ALPHABET = ["random", "dense", "dot_product", "fixed_random", "+", ",", "*", "1", "2", "99", " ", "|", ":", "-", "", "é",
-            "\n", "\x00", "rand", "0", "(", "\u202e"]  # fmt: skip
+ALPHABET = ["random", "dense", "dot_product", "fixed_random", "+", ",", "*", "1", "2", "99", " ", "|", ":", "-", "",
+            "é", "\n", "\x00", "rand", "0", "(", "\u202e"]  # fmt: skip
 
 
 def test_mutated_specs():
