@@ -11,6 +11,7 @@ import torch
 from fairseq import checkpoint_utils
 from torch import Tensor
 
+from fairseq_synth.compat.checkpoint_content import check_content, check_file, seal
 from fairseq_synth.errors import UsageError, reason
 from fairseq_synth.files import whole_file
 from fairseq_synth.freezing import record as records
@@ -24,8 +25,11 @@ def read(path: str, option: str) -> Dict[str, Any]:
     Raises UsageError for a file that is missing, unreadable, or holds no model.
     """
     state = _load(path, option, lambda: torch.load(path, map_location="cpu", weights_only=True))
-    if not isinstance(state, dict) or "model" not in state:
-        raise _no_model(path, option)
+    try:
+        check_file(path)
+        check_content(state)
+    except UsageError as error:
+        raise UsageError(f"{option} {path}: {error}") from error
     return state
 
 
@@ -49,8 +53,8 @@ def read_up_to_date(path: str, option: str) -> Dict[str, Any]:
     state = _load(path, option, load)
     if not isinstance(state.get("model"), dict) or state.get("cfg") is None:
         raise _no_model(path, option)
-    entry = records.decode(state["model"].get(storage.KEY))
-    state["stored_seed"] = None if entry is None else entry["seed"]
+    entry = storage.entry_of(state["model"])
+    state["stored_seed"] = None if entry is None else entry.get("seed")
     state["model"] = storage.materialized(state["model"])
     return state
 
@@ -72,11 +76,13 @@ def _no_model(path: str, option: str) -> UsageError:
 
 # ---------------------------------------------------------------------- writing
 def write(state: Dict[str, Any], output: str) -> None:
-    """Whole or not at all. Raises UsageError where that cannot be."""
+    """Whole or not at all, with the digests of its tensors. Raises UsageError where it cannot be written."""
     if not os.path.isdir(os.path.dirname(os.path.abspath(output))):
         raise UsageError(f"--output {output}: the folder does not exist")
+    if os.path.isdir(output):
+        raise UsageError(f"--output {output}: is a folder; give the name of a file in it")
     with whole_file(output) as file:
-        torch.save(state, file)
+        torch.save(seal(state), file)
 
 
 def average(inputs: List[str], output: str) -> None:
@@ -92,6 +98,7 @@ def average(inputs: List[str], output: str) -> None:
     for path in inputs:
         state = read(path, "--inputs")
         weights = state["model"]
+        _check_record(weights, path)
         if not totals:
             first = dict(weights)
             totals = {name: t.double() for name, t in weights.items() if t.is_floating_point()}
@@ -109,6 +116,17 @@ def average(inputs: List[str], output: str) -> None:
     write(state, output)
 
 
+def _check_record(weights: Dict[str, Tensor], path: str) -> None:
+    """What this file says of its own frozen tensors. Raises UsageError where it holds others."""
+    try:
+        full = storage.materialized(weights, verify=False)
+        record = records.held(full)
+        if record is not None:
+            records.verify(record, full)
+    except UsageError as error:
+        raise UsageError(f"--inputs {path}: {error}") from error
+
+
 def _check_shapes(first: Dict[str, Tensor], other: Dict[str, Tensor], name: str, path: str) -> None:
     if (storage.KEY in first) != (storage.KEY in other):
         seeded, full = (name, path) if storage.KEY in first else (path, name)
@@ -124,7 +142,7 @@ def _check_shapes(first: Dict[str, Tensor], other: Dict[str, Tensor], name: str,
 
 
 def _check_frozen(first: Dict[str, Tensor], other: Dict[str, Tensor], name: str, path: str) -> None:
-    one, two = (records.decode(weights.get(records.KEY)) for weights in (first, other))
+    one, two = (records.held(weights) for weights in (first, other))
     for key, what in (("names", "other parameters"), ("digest", "other values of the same parameters")):
         if (one or {}).get(key) != (two or {}).get(key):
             raise UsageError(f"--inputs {path}: has frozen {what} than {name}; average one run's files")

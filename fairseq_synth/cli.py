@@ -8,7 +8,7 @@ from typing import List, Optional
 
 from fairseq_synth import __version__
 from fairseq_synth.commands import commands
-from fairseq_synth.errors import UsageError
+from fairseq_synth.errors import UsageError, one_line
 from fairseq_synth.errors.installation import InstallationError
 
 
@@ -22,7 +22,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     try:
         return _run(argv, asked)
     except (UsageError, InstallationError) as error:
-        print(f"fairseq-synth {asked}: error: {error}", file=sys.stderr)
+        print(f"fairseq-synth {asked}: error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:  # `| head` has seen enough
         sys.stdout = open(os.devnull, "w")  # what is left would fail again at exit

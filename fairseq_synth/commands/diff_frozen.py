@@ -28,9 +28,12 @@ def run(args: argparse.Namespace) -> int:
     from fairseq_synth.freezing import record as records
 
     first, second = read_weights(args.first, "A.pt"), read_weights(args.second, "B.pt")
-    record = records.decode(first.pop(records.KEY, None))
+    record = records.held(first)
     if record is None:
         raise UsageError(f"{args.first}: was not trained with --freeze, so there is nothing to compare")
+    lie = _lie(first)
+    if lie:  # then nothing can be proved by it
+        raise UsageError(f"{args.first}: {lie}")
     findings = {name: _difference(first.get(name), second.get(name)) for name in record["names"]}
     for name, difference in findings.items():
         print(f"{difference or 'equal':<8} {name}")
@@ -38,8 +41,24 @@ def run(args: argparse.Namespace) -> int:
     for path, weights in ((args.first, first), (args.second, second)):
         print(f"{_digest(weights, findings)}  {path}")
     differing = sum(difference is not None for difference in findings.values())
+    lie = _lie(second)
+    if lie:
+        print(f"{args.second}: {lie}")
     print(f"{differing} of {len(findings)} frozen tensors differ")
-    return 1 if differing else 0
+    return 1 if differing or lie else 0
+
+
+def _lie(weights: Mapping[str, "Tensor"]) -> Optional[str]:
+    """Where a file does not hold what its own record says."""
+    from fairseq_synth.freezing import record as records
+
+    try:
+        record = records.held(weights)
+        if record is not None:
+            records.verify(record, weights)
+    except UsageError as error:
+        return str(error)
+    return None
 
 
 def _digest(weights: Mapping[str, "Tensor"], names: Any) -> str:

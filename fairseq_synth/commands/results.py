@@ -7,7 +7,7 @@ import sys
 from typing import Any, List
 
 from fairseq_synth import __version__
-from fairseq_synth.errors import UsageError
+from fairseq_synth.errors import UsageError, printable
 from fairseq_synth.files import whole_file
 
 NAME = "results"
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         terminal = args.out is None and sys.stdout.isatty()
         table = tables.markdown(found, shutil.get_terminal_size().columns if terminal else 0)
-        text = "\n\n".join([table, "\n".join(f"- {note}" for note in tables.notes(found))])
+        text = "\n\n".join([table, "\n".join(f"- {printable(note, 1000)}" for note in tables.notes(found))])
     if args.out is None:
         print(text)
     else:
@@ -70,6 +70,8 @@ def _check(args: argparse.Namespace) -> None:
         path = getattr(args, option)
         if path is not None and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
             raise UsageError(f"--{option} {path}: the folder does not exist")
+        if path is not None and os.path.isdir(path):
+            raise UsageError(f"--{option} {path}: is a folder; give the name of a file in it")
     if args.tokenize is not None:
         _check_tokenizer(args.tokenize)
     real = [os.path.realpath(path) for path in args.runs]

@@ -11,16 +11,21 @@ from typing import Callable, Dict, List, NamedTuple, Tuple
 
 from . import (
     batching,
+    binarised,
+    checkpoint_content,
     checkpoints,
     cpu_distributed,
     encoder_fast_path,
     noise,
     numpy_api,
+    plain_loading,
     precision,
     resume,
     save_dir,
     saving,
     signals,
+    stored_options,
+    text_input,
     training_seams,
 )
 
@@ -30,10 +35,19 @@ logger = logging.getLogger(__name__)
 
 FIXES: Tuple[Callable[[], bool], ...] = (
     checkpoints.allow_fairseq_checkpoints,
+    plain_loading.read_plain_data_only,
+    checkpoint_content.store_tensor_digests,
+    stored_options.evaluate_literals_only,
+    stored_options.refuse_stored_interpolation,
+    stored_options.refuse_stored_sizes,
+    checkpoint_content.refuse_strange_checkpoints,  # after these: it looks first
+    stored_options.restore_known_meters,
     encoder_fast_path.drop_fast_path_duplicates,
     numpy_api.restore_np_compat,
     numpy_api.restore_percentile_buckets,
     batching.keep_last_batch,
+    binarised.refuse_damaged_data,
+    binarised.refuse_missing_targets,
     batching.refuse_empty_data,
     batching.refuse_dropped_blocks,
     cpu_distributed.join_cpu_torchrun,
@@ -52,6 +66,7 @@ FIXES: Tuple[Callable[[], bool], ...] = (
     saving.write_checkpoints_whole,
     saving.write_in_the_background,
     saving.gather_before_saving,
+    text_input.read_any_bytes,
     # the later ones step in first: the folder is locked before anything in it is read
     signals.finish_the_update,
     save_dir.restore_a_whole_checkpoint,

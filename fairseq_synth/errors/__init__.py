@@ -8,9 +8,14 @@ from types import TracebackType
 from typing import Optional, Type
 
 from .rules import RULES, causes
+from .text import printable
+
+__all__ = ["UsageError", "explain", "install_excepthook", "one_line", "printable"]
 
 # When set, tracebacks are printed as well; the one line still comes last.
 TRACEBACK_VARIABLE = "FAIRSEQ_SYNTH_TRACEBACK"
+# characters of a line: an option's whole value may be in it
+LONGEST = 2000
 
 
 class UsageError(ValueError):
@@ -26,18 +31,23 @@ def explain(exc: BaseException) -> Optional[str]:
     chain = list(causes(exc))
     for cause in chain:
         if isinstance(cause, UsageError):
-            return _last_line(str(cause))
+            return one_line(cause)
     for cause in chain:
         for rule in RULES:
             line = rule(cause)
             if line is not None:
-                return line
+                return printable(line, LONGEST)
     return None
 
 
 def reason(exc: BaseException) -> str:
     """One line for any exception: what `explain` says, or its type and the first line of its message."""
     return explain(exc) or f"{type(exc).__name__}: {(str(exc).strip().splitlines() or [''])[0]}"
+
+
+def one_line(error: BaseException) -> str:
+    """The message of a UsageError, with nothing in it that a terminal would obey. Of users' text, and of files'."""
+    return printable(_from_worker(str(error)) or "unknown usage error", LONGEST)
 
 
 def install_excepthook() -> None:
@@ -65,7 +75,7 @@ def option_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _last_line(message: str) -> str:
-    """A data-loading worker sends its error as the text of a whole traceback."""
-    lines = message.strip().splitlines()
-    return re.sub(r"^(\w+\.)*UsageError: ", "", lines[-1]) if lines else "unknown usage error"
+def _from_worker(message: str) -> str:
+    """A data-loading worker sends its error as the text of a whole traceback, the message last."""
+    found = re.search(r"^(?:\w+\.)*UsageError: (.*)\Z", message, re.MULTILINE | re.DOTALL)
+    return found.group(1).strip() if found and message.startswith("Caught ") else message.strip()

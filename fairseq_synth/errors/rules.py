@@ -7,8 +7,11 @@ import errno
 import os
 import pickle
 import re
-import traceback
-from typing import Any, Callable, Iterator, List, Optional, Tuple
+from typing import Callable, Iterator, List, Optional, Tuple
+
+from .data_rules import DATA_RULES
+from .frames import called, frames, raised_inside
+from .text import printable
 
 
 def _worker_usage_error(exc: BaseException) -> Optional[str]:
@@ -48,7 +51,8 @@ _UNREADABLE = (RuntimeError, EOFError, OSError, LookupError, ValueError, pickle.
 
 def _corrupt_checkpoint(exc: BaseException) -> Optional[str]:
     """torch.load says this in a dozen ways: zip, legacy and safe loading fail differently."""
-    if not isinstance(exc, _UNREADABLE) or not _raised_inside(exc, "torch.serialization"):
+    inside = ("torch.serialization", "fairseq_synth.compat.plain_loading")
+    if not isinstance(exc, _UNREADABLE) or not any(raised_inside(exc, module) for module in inside):
         return None
     reason = (str(exc).strip().splitlines() or ["no more input"])[0].split(". ")[0]
     path = _checkpoint_path(exc)
@@ -75,7 +79,7 @@ _OTHER_MODEL_FIX = "use the --arch, dimensions, layers and dictionaries it was t
 
 def _state_mismatch(exc: BaseException) -> Optional[str]:
     text = str(exc)
-    if isinstance(exc, KeyError) and _called(exc, "load_state_dict"):  # layers of 0.12.2
+    if isinstance(exc, KeyError) and called(exc, "load_state_dict"):  # layers of 0.12.2
         first = f"{exc.args[0]} is missing from the file"
         return f"checkpoint {_checkpoint_path(exc)} does not fit the model: {first}; {_OTHER_MODEL_FIX}"
     model = re.match(r"Error\(s\) in loading state_dict for (\w+)", text)
@@ -121,6 +125,9 @@ def _no_split(exc: BaseException) -> Optional[str]:
         return None
     split, folder = found.groups()
     names = sorted({name.split(".")[0] for name in _listing(folder) if name.endswith(".idx")})
+    missing = [name for name in _listing(folder) if name.startswith(f"{split}.") and _half(folder, name)]
+    if missing:
+        return f"{os.path.join(folder, missing[0])}: its other half is missing; a split is two files, .bin and .idx"
     if split in names:
         return f"split '{split}' in {folder} is binarised, --dataset-impl says otherwise: leave that option out"
     has = ", ".join(names) or "none; run fairseq-preprocess"
@@ -132,7 +139,7 @@ def _no_data_folder(exc: BaseException) -> Optional[str]:
         return "no <split>.<source>-<target>.* file in the data folder: give the one that fairseq-preprocess wrote"
     path = str(getattr(exc, "filename", None) or "")
     dictionary = re.match(r"dict\.(\w+\.)?txt$", os.path.basename(path))
-    if not isinstance(exc, FileNotFoundError) or not (dictionary or _raised_inside(exc, "fairseq.data.data_utils")):
+    if not isinstance(exc, FileNotFoundError) or not (dictionary or raised_inside(exc, "fairseq.data.data_utils")):
         return None
     return (
         f"data folder: '{path}' does not exist; give the folder that fairseq-preprocess wrote, "
@@ -150,13 +157,13 @@ def _unknown_config_key(exc: BaseException) -> Optional[str]:
 
 def _no_task(exc: BaseException) -> Optional[str]:
     """fairseq-validate has no default task."""
-    missing = isinstance(exc, KeyError) and exc.args == (None,) and _raised_inside(exc, "fairseq.options")
+    missing = isinstance(exc, KeyError) and exc.args == (None,) and raised_inside(exc, "fairseq.options")
     return "--task is missing: pass the task the model was trained on, such as --task translation" if missing else None
 
 
 def _context_window(exc: BaseException) -> Optional[str]:
     """fairseq-eval-lm subtracts it from --tokens-per-sample before anything else, and stumbles over what is left."""
-    for frame in _frames(exc):
+    for frame in frames(exc):
         if frame.f_globals.get("__name__") != "fairseq_cli.eval_lm" or "cfg" not in frame.f_locals:
             continue
         cfg = frame.f_locals["cfg"]
@@ -169,6 +176,21 @@ def _context_window(exc: BaseException) -> Optional[str]:
 def _already_clear(exc: BaseException) -> Optional[str]:
     """Messages of fairseq that need no translation, only freeing from the traceback."""
     return str(exc) if re.match(r"(Optimizer|Criterion) does not match; please reset", str(exc)) else None
+
+
+def _strange_checkpoint(exc: BaseException) -> Optional[str]:
+    """Whatever else fails while a checkpoint is read, or a model is built from what it says."""
+    for function, what in (
+        ("load_checkpoint_to_cpu", "holds no checkpoint of fairseq, or options that fairseq does not understand"),
+        ("load_model_ensemble_and_task", "the model that its options describe cannot be built or filled"),
+    ):
+        if isinstance(exc, Exception) and called(exc, function):
+            first = (str(exc).strip().splitlines() or [""])[0]
+            return (
+                f"checkpoint {_checkpoint_path(exc)}: {what} ({type(exc).__name__}: {printable(first)}); is it the "
+                f"right file, and are --task, --user-dir and --model-overrides those of its training?"
+            )
+    return None
 
 
 RULES: Tuple[Callable[[BaseException], Optional[str]], ...] = (
@@ -185,6 +207,8 @@ RULES: Tuple[Callable[[BaseException], Optional[str]], ...] = (
     _no_task,
     _context_window,
     _already_clear,
+    *DATA_RULES,
+    _strange_checkpoint,  # after those that know more
 )
 
 
@@ -199,22 +223,9 @@ def causes(exc: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or context
 
 
-def _frames(exc: BaseException) -> List[Any]:
-    """The frames the exception came through, innermost first."""
-    return [frame for frame, _ in traceback.walk_tb(exc.__traceback__)][::-1]
-
-
-def _called(exc: BaseException, function: str) -> bool:
-    return any(frame.f_code.co_name == function for frame in _frames(exc))
-
-
-def _raised_inside(exc: BaseException, module: str) -> bool:
-    return any(frame.f_globals.get("__name__") == module for frame in _frames(exc))
-
-
 def _checkpoint_path(exc: BaseException) -> str:
     """The file being read, from the variables of fairseq's loading functions: no exception carries it."""
-    for frame in _frames(exc):
+    for frame in frames(exc):
         if frame.f_globals.get("__name__", "").startswith("torch"):
             continue
         for name in ("local_path", "path", "filename"):
@@ -226,6 +237,12 @@ def _checkpoint_path(exc: BaseException) -> str:
 
 def _numbers(values: List[int]) -> str:
     return str(values[0]) if len(set(values)) == 1 else " and ".join(map(str, values))
+
+
+def _half(folder: str, name: str) -> bool:
+    stem, ending = os.path.splitext(name)
+    other = {".bin": ".idx", ".idx": ".bin"}.get(ending)
+    return other is not None and not os.path.exists(os.path.join(folder, stem + other))
 
 
 def _listing(folder: str) -> List[str]:

@@ -61,13 +61,12 @@ def _torch() -> Iterator[Finding]:
 
     parts = torch.__version__.split("+")[0].split(".")
     yield Finding("ok", "torch", torch.__version__)
-    if (int(parts[0]), int(parts[1])) < (2, 6):
-        yield Finding(
-            "note",
-            "checkpoints",
-            "this torch runs whatever code a checkpoint holds",
-            "load only files you trust, or pip install 'torch>=2.6'",
-        )
+    if os.environ.get("FAIRSEQ_SYNTH_TRUST") == "1":
+        yield Finding("note", "checkpoints", "FAIRSEQ_SYNTH_TRUST=1: code in a checkpoint may run", "unset it")
+    elif (int(parts[0]), int(parts[1])) < (2, 10):
+        hole = "CVE-2025-32434" if int(parts[1]) < 6 or int(parts[0]) < 2 else "CVE-2026-24747"
+        text = f"a file can run code in this torch ({hole}): fairseq_synth reads files of plain data itself"
+        yield Finding("note", "checkpoints", text, "pip install 'torch>=2.10' where Python and fairseq allow it")
 
 
 def _numpy() -> Iterator[Finding]:
@@ -128,6 +127,7 @@ def _fairseq() -> Iterator[Finding]:
 
 def distribution(name: str) -> Tuple[str, Optional[str]]:
     """(name, its version or None)."""
+
     try:
         return name, metadata.version(name)
     except metadata.PackageNotFoundError:

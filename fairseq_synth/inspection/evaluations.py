@@ -6,9 +6,10 @@ import re
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from fairseq_synth.errors import UsageError
+from fairseq_synth.inspection.logs import lines
 
 LARGEST = 200 * 2**20  # bytes: what is larger is no output of these commands
-_EVAL_LM = re.compile(r"Loss \(base 2\): ([\d.]+), Perplexity: ([\d.]+)")
+_EVAL_LM = re.compile(r"Loss \(base 2\): (\d+(?:\.\d*)?|inf|nan), Perplexity: (\d+(?:\.\d*)?|inf|nan)")
 _GENERATED = re.compile(r"Generate (\S+) with beam=(\d+): (.*)")
 
 
@@ -68,12 +69,13 @@ def _scored(path: str) -> Optional[Tuple[float, str, Optional[int]]]:
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
-    except ValueError:
+    except (ValueError, RecursionError, OSError):
         return None
     results = content if isinstance(content, list) else [content]
     for result in results:
         if isinstance(result, dict) and result.get("name") == "BLEU" and "signature" in result:
-            return float(result["score"]), str(result["signature"]), None
+            if isinstance(result.get("score"), (int, float)):
+                return float(result["score"]), str(result["signature"]), None
     return None
 
 
@@ -82,16 +84,15 @@ def _read_generated(path: str) -> Tuple[Dict[int, str], Dict[int, str], str]:
     hypotheses: Dict[int, str] = {}
     references: Dict[int, str] = {}
     last = ""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            kind, _, rest = line.rstrip("\n").partition("-")
-            number, _, text = rest.partition("\t")
-            if kind == "H" and number.isdigit():
-                hypotheses.setdefault(int(number), text.partition("\t")[2])  # H-n, score, text; --nbest: best first
-            elif kind == "T" and number.isdigit():
-                references[int(number)] = text
-            elif line.startswith("Generate "):
-                last = line
+    for line in lines(path):
+        kind, _, rest = line.rstrip("\n").partition("-")
+        number, _, text = rest.partition("\t")
+        if kind == "H" and number.isdecimal() and len(number) < 19:
+            hypotheses.setdefault(int(number), text.partition("\t")[2])  # H-n, score, text; --nbest: best first
+        elif kind == "T" and number.isdecimal() and len(number) < 19:
+            references[int(number)] = text
+        elif line.startswith("Generate "):
+            last = line
     return hypotheses, references, last
 
 
@@ -119,7 +120,7 @@ def _score(
 
 def _without_sacrebleu(label: str, last: str) -> Iterator[Evaluation]:
     found = _GENERATED.match(last)
-    score = re.search(r"BLEU4? = ([\d.]+)", found.group(3)) if found else None
+    score = re.search(r"BLEU4? = (\d+(?:\.\d*)?)", found.group(3)) if found else None
     if score:
         yield Evaluation(label, float(score.group(1)), "fairseq's own BLEU4 of the tokens")
 
@@ -129,9 +130,8 @@ def _language_model(folder: str, label: str) -> Iterator[Evaluation]:
     """The last line of fairseq-eval-lm in the folder's logs."""
     last = None
     for path in _files(folder, ".log", ".txt", ".out"):
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                found = _EVAL_LM.search(line) if "Loss (base 2)" in line else None
-                last = found or last
+        for line in lines(path):
+            found = _EVAL_LM.search(line) if "Loss (base 2)" in line else None
+            last = found or last
     if last:
         yield Evaluation(label, bits=float(last.group(1)), perplexity=float(last.group(2)))

@@ -1,5 +1,6 @@
 """Runs as rows of a table: one per run, or one for all runs that differ in nothing but the seed."""
 
+import math
 import os
 import statistics
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
@@ -75,8 +76,10 @@ def _row(name: str, group: List[Measured]) -> Row:
     numbers = [columns(m) for m in group]
     for column in dict.fromkeys(column for found in numbers for column in found):
         found = [n[column] for n in numbers if column in n]
-        spread = statistics.stdev(found) if len(found) > 1 else None
-        values[column] = Value(statistics.fmean(found), spread, len(found))
+        mean, spread = statistics.fmean(found) if all(map(math.isfinite, found)) else math.nan, None
+        if len(found) > 1:
+            spread = statistics.stdev(found) if math.isfinite(mean) else math.nan
+        values[column] = Value(found[0] if len(found) == 1 else mean, spread, len(found))
     return Row(name, [m.run.options.get("seed", "?") for m in group], group, values)
 
 

@@ -1,6 +1,7 @@
 """fairseq-train's log: settings, sizes and numbers, from --log-format json, simple and tqdm alike."""
 
 import json
+import math
 import os
 import re
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
@@ -19,7 +20,8 @@ _PAIR = re.compile(r"(?:^|[\s,|:])([a-z]\w*)[= ](-?[\d.]+(?:e[-+]?\d+)?|inf|nan)
 _OPTION = re.compile(
     r"(?:'(\w+)': |\b(\w+)=)('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\[[^\]]*\]|\([^)]*\)|<[^>]*>|[^\s,{}()\[\]'\"]+)"
 )
-_SIZE = re.compile(r"num\. shared model params: ([\d,]+) \(num\. trained: ([\d,]+)\)")
+_SIZE = re.compile(r"num\. shared model params: (\d[\d,]{,30}) \(num\. trained: (\d[\d,]{,30})\)")
+LONGEST = 2**20  # characters of a line
 
 
 class Run(NamedTuple):
@@ -44,7 +46,8 @@ def find_log(folder: str) -> str:
         return folder
     if not os.path.isdir(folder):
         raise UsageError(f"{folder}: no such folder; give the folder of a training with its {LOG}")
-    logs = sorted(name for name in os.listdir(folder) if name.endswith(".log"))
+    names = (name for name in os.listdir(folder) if name.endswith(".log"))
+    logs = sorted(name for name in names if os.path.isfile(os.path.join(folder, name)))  # no pipes, which never end
     chosen = [LOG] if LOG in logs else [name for name in logs if _is_training(os.path.join(folder, name))]
     if len(chosen) != 1:
         found = "several training logs: " + ", ".join(chosen) if chosen else "no training log"
@@ -56,8 +59,20 @@ def find_log(folder: str) -> str:
 
 
 def _is_training(path: str) -> bool:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return any("num. shared model params" in line for _, line in zip(range(2000), file))
+    return any("num. shared model params" in line for _, line in zip(range(2000), lines(path)))
+
+
+def lines(path: str) -> Iterator[str]:
+    """Of a text file, those that are too long for a log in pieces. Raises UsageError where it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            while True:
+                line = file.readline(LONGEST)
+                if not line:
+                    return
+                yield line
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def read_run(folder: str) -> Run:
@@ -66,16 +81,15 @@ def read_run(folder: str) -> Run:
     options: Dict[str, str] = {}
     sizes: Tuple[Optional[int], Optional[int]] = (None, None)
     records: Dict[str, Dict[int, Numbers]] = {}
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            kind, numbers = record(line)
-            if numbers and "num_updates" in numbers:
-                records.setdefault(kind, {})[int(numbers["num_updates"])] = numbers
-            elif "'common': {" in line:
-                options = read_options(line)
-            elif _SIZE.search(line):
-                found = _SIZE.search(line)
-                sizes = tuple(int(n.replace(",", "")) for n in found.groups())  # type: ignore
+    for line in lines(path):
+        kind, numbers = record(line)
+        if "num_updates" in numbers:
+            records.setdefault(kind, {})[int(numbers["num_updates"])] = numbers
+        elif "'common': {" in line:
+            options = read_options(line)
+        else:
+            found = _SIZE.search(line)
+            sizes = (_count(found.group(1)), _count(found.group(2))) if found else sizes
     records.pop("train", None)  # the mean of an epoch
     steps = records.pop("train_inner", {})
     valid = _first_validation(records, options)
@@ -92,6 +106,10 @@ def read_run(folder: str) -> Run:
     return Run(os.path.normpath(name or "."), options, *sizes, _ordered(steps), _ordered(valid))
 
 
+def _count(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
 def _first_validation(records: Dict[str, Dict[int, Numbers]], options: Dict[str, str]) -> Dict[int, Numbers]:
     """Of several validation sets, the one that fairseq chooses the best checkpoint by."""
     first = options.get("valid_subset", "valid").split(",")[0]
@@ -103,7 +121,8 @@ def _ordered(records: Dict[int, Numbers]) -> List[Numbers]:
 
 
 def record(line: str) -> Tuple[str, Numbers]:
-    """(train_inner, train, or the name of a validation set; its numbers without that prefix); empty for other lines."""
+    """(train_inner, train, or the name of a validation set; its numbers without that prefix); empty for other lines,
+    and for damaged ones. Losses may be nan or inf, counts of updates are whole numbers."""
     kind, rest = _kind(line)
     pairs = _json_pairs(rest) if rest.startswith("{") else _PAIR.findall(rest)
     numbers: Numbers = {}
@@ -112,9 +131,10 @@ def record(line: str) -> Tuple[str, Numbers]:
             name = name[len(kind) + 1 :]
         try:
             numbers[name] = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             continue
-    return kind, numbers
+    updates = numbers.get("num_updates", 0.0)
+    return (kind, numbers) if 0 <= updates < 2**53 and updates == int(updates) else ("", {})
 
 
 def _kind(line: str) -> Tuple[str, str]:
@@ -131,7 +151,7 @@ def _kind(line: str) -> Tuple[str, str]:
 def _json_pairs(text: str) -> Iterator[Tuple[str, Any]]:
     try:
         values = json.loads(text)
-    except ValueError:  # cut off by a full disk or a kill
+    except (ValueError, RecursionError):  # cut off by a full disk or a kill
         return
     yield from ((name, value) for name, value in values.items() if isinstance(value, (str, int, float)))
 
@@ -167,7 +187,9 @@ def bits(numbers: Numbers) -> Optional[float]:
 
 def perplexity(numbers: Numbers) -> Optional[float]:
     found = bits(numbers)
-    return numbers.get("ppl", None if found is None else 2.0**found)
+    if "ppl" in numbers or found is None:
+        return numbers.get("ppl")
+    return 2.0**found if found < 1024 else math.inf
 
 
 def is_language_model(run: Run) -> bool:

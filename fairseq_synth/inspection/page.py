@@ -24,7 +24,7 @@ img { max-width: 100%; height: auto; }
 
 
 def page(title: str, rows: Sequence[Row], figure: Any, version: str) -> str:
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in tables.notes(rows))
+    notes = "".join(f"<li>{tables.shown(note)}</li>" for note in tables.notes(rows))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -54,9 +54,9 @@ def _options(rows: Sequence[Row]) -> str:
     found: Dict[str, List[str]] = differing(rows)
     if not found:
         return ""
-    names = "".join(f"<th>{html.escape(row.name)}</th>" for row in rows)
+    names = "".join(f"<th>{tables.shown(row.name)}</th>" for row in rows)
     lines = "".join(
-        f"<tr><td>{html.escape(name)}</td>" + "".join(f"<td>{html.escape(v)}</td>" for v in values) + "</tr>\n"
+        f"<tr><td>{tables.shown(name)}</td>" + "".join(f"<td>{tables.shown(v)}</td>" for v in values) + "</tr>\n"
         for name, values in found.items()
     )
     return (

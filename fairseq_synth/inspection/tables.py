@@ -3,8 +3,11 @@
 import csv
 import html
 import io
+import math
+import re
 from typing import Dict, List, Sequence
 
+from fairseq_synth.errors import printable
 from fairseq_synth.inspection.grouping import Row
 from fairseq_synth.inspection.logs import PORT_LOSS
 
@@ -44,13 +47,18 @@ def number(column: str, value: float) -> str:
 def markdown(rows: Sequence[Row], width: int = 0) -> str:
     """Numbers to the right; readable as it stands. With a width, as many tables as it takes to stay within it."""
     table = list(zip(*(cells(row, header(rows)) for row in rows)))
-    columns = [[name, *column] for name, column in zip(header(rows), table)]
+    columns = [[_escaped(text) for text in (name, *column)] for name, column in zip(header(rows), table)]
     parts: List[List[List[str]]] = [[]]
     for column in columns[1:]:
         if width and parts[-1] and _width([columns[0], *parts[-1], column]) > width:
             parts.append([])
         parts[-1].append(column)
     return "\n\n".join(_markdown([list(line) for line in zip(columns[0], *part)]) for part in parts)
+
+
+def _escaped(text: str) -> str:
+    """Names of folders are a stranger's: no cell ends early, and nothing becomes a link, HTML or code."""
+    return re.sub(r"([\\|<\[`])", r"\\\1", printable(text))
 
 
 def _width(columns: List[List[str]]) -> int:
@@ -65,7 +73,6 @@ def _markdown(table: List[List[str]]) -> str:
 
 
 def _align(place: int, text: str, width: int) -> str:
-    text = text.replace("|", "\\|")
     return text.ljust(width) if place == 0 else text.rjust(width)
 
 
@@ -78,11 +85,25 @@ def as_csv(rows: Sequence[Row]) -> str:
         names += [column, f"{column} spread", f"{column} runs"] if measured else [column]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(names)
+    writer.writerow([_no_formula(name) for name in names])
     for row in rows:
         line = _plain(row)
-        writer.writerow([line.get(name, "") for name in names])
+        writer.writerow([_no_formula(line.get(name, "")) for name in names])
     return file.getvalue().rstrip("\n")
+
+
+def _no_formula(text: str) -> str:
+    """A spreadsheet runs what begins with one of these signs, unless it is a number."""
+    text = printable(text)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _plain(row: Row) -> Dict[str, str]:
@@ -96,14 +117,19 @@ def _plain(row: Row) -> Dict[str, str]:
 
 
 def _exact(value: float) -> str:
-    return f"{value:.6g}" if value != int(value) else str(int(value))
+    return str(int(value)) if math.isfinite(value) and value == int(value) else f"{value:.6g}"
 
 
 def as_html(rows: Sequence[Row]) -> str:
     columns = header(rows)
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    body = ["".join(f"<td>{html.escape(text)}</td>" for text in cells(row, columns)) for row in rows]
+    head = "".join(f"<th>{shown(column)}</th>" for column in columns)
+    body = ["".join(f"<td>{shown(text)}</td>" for text in cells(row, columns)) for row in rows]
     return f"<table><thead><tr>{head}</tr></thead><tbody><tr>" + "</tr>\n<tr>".join(body) + "</tr></tbody></table>"
+
+
+def shown(text: str) -> str:
+    """Text of a page."""
+    return html.escape(printable(text, 10_000))
 
 
 def notes(rows: Sequence[Row]) -> List[str]:

@@ -96,10 +96,23 @@ class SeededMixin:
                 f"--frozen-init {seed}, or drop it to start from the checkpoint's"
             )
         pruned = _is_pruned(kwargs.get("model_cfg"))  # then layers have other numbers than in training
+        if not pruned:
+            self._check_shapes(state_dict)
         result = super().load_state_dict(state_dict, *args, **kwargs)  # type: ignore[misc]
         if not pruned:
             self._check_draws()
         return result
+
+    def _check_shapes(self: Any, state_dict: Any) -> None:
+        """Before anything is drawn."""
+        parameters = dict(self.named_parameters())
+        for name in storage.recipe_names(state_dict):
+            file, model = state_dict[name].shape, tuple(getattr(parameters.get(name), "shape", ()))
+            if name in parameters and file != model:
+                raise UsageError(
+                    f"the checkpoint draws {name} as {list(file)}, the model has {list(model)}: use the --arch, "
+                    f"dimensions and dictionaries it was trained with"
+                )
 
     def _load_from_state_dict(self: Any, state_dict: Any, prefix: str, *args: Any) -> None:
         """The first of all modules to see the state dict: recipes become tensors, but for SeededLinear."""

@@ -10,9 +10,11 @@ covers the drawn tensors):
 """
 
 import logging
+import math
+import os
 from typing import Any, Dict, List, Mapping, MutableMapping, Optional, Sequence
 
-from fairseq_synth.errors import UsageError
+from fairseq_synth.errors import UsageError, printable
 from fairseq_synth.freezing import record as records
 from fairseq_synth.seeded.recipe import Recipe, from_json, recipe_of
 
@@ -46,36 +48,80 @@ def leave_out(
 def put_back(state: MutableMapping[str, Any]) -> Optional[int]:
     """Put a recipe where a tensor was left out. Returns the seed, None for a state dict that leaves nothing out.
 
-    Raises UsageError for an entry that cannot be read, or that a later version wrote.
+    Raises UsageError for an entry that cannot be read or that a later version wrote, and for tensors that the record
+    does not name (nothing would prove them) or that no memory could hold. Nothing is drawn here.
     """
-    entry = _decode(state.pop(KEY, None))
+    entry = entry_of(state)
     if entry is None:
         return None
+    del state[KEY]
     if entry.get("stream") != STREAM:
         raise UsageError(
-            f"the checkpoint's frozen tensors are drawn by stream {entry.get('stream')}, this version of fairseq_synth "
-            f"knows stream {STREAM}: use the version that wrote it, or its fairseq-synth materialize"
+            f"the checkpoint's frozen tensors are drawn by stream {printable(entry.get('stream'), 20)}, this version "
+            f"of fairseq_synth knows stream {STREAM}: use the version that wrote it, or its fairseq-synth materialize"
         )
     try:
         recipes = {name: from_json(entry["seed"], name, values) for name, values in entry["tensors"].items()}
+        for recipe in recipes.values():
+            _check_recipe(recipe)
+        _check_proof(recipes, state)
         recipes.update({alias: recipes[name] for alias, name in entry["aliases"].items()})
-    except (KeyError, TypeError, ValueError) as error:
+    except UsageError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _damaged(error) from error
-    if records.KEY not in state:
-        raise UsageError(f"the checkpoint says how to draw its frozen tensors, but holds no digest ({records.KEY})")
+    _check_memory(recipes)
     state.update(recipes)
     return int(entry["seed"])
 
 
-def _decode(value: Any) -> Optional[Dict[str, Any]]:
+def entry_of(state: Mapping[str, Any]) -> Optional[Dict[str, Any]]:
+    """The entry, None for a state dict without. Raises UsageError for one that cannot be read."""
+    if KEY not in state:
+        return None
     try:
-        return records.decode(value)
-    except UsageError as error:
+        return records.unpack(state[KEY])
+    except ValueError as error:
         raise _damaged(error) from error
 
 
 def _damaged(error: Exception) -> UsageError:
-    return UsageError(f"the checkpoint's entry {KEY} is damaged ({error}): copy the file again")
+    return UsageError(f"the checkpoint's entry {KEY} is damaged ({printable(error, 60)}): copy the file again")
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    """Raises ValueError for what no tensor has."""
+    rule, numbers = recipe.rule, (*recipe.shape, recipe.seed)
+    if not all(type(number) is int and number >= 0 for number in numbers) or not recipe.shape:
+        raise ValueError(f"shape {list(recipe.shape)[:8]}, seed {recipe.seed}")
+    if not isinstance(rule.value, (int, float)) or not math.isfinite(rule.value):
+        raise ValueError(f"{rule.kind} of {rule.value}")
+    if rule.zero_row is not None and not (type(rule.zero_row) is int and 0 <= rule.zero_row < recipe.shape[0]):
+        raise ValueError(f"zero row {rule.zero_row}")
+
+
+def _check_proof(recipes: Mapping[str, Recipe], state: Mapping[str, Any]) -> None:
+    """The digest covers what the record names, and nothing else."""
+    record = records.held(state)
+    if record is None:
+        raise UsageError(f"the checkpoint says how to draw its frozen tensors, but holds no digest ({records.KEY})")
+    unproved = sorted(set(recipes) - set(record["names"]))
+    if unproved:
+        raise UsageError(
+            f"the checkpoint's entry {KEY} draws {printable(unproved[0])}, which its record of frozen parameters does "
+            f"not name: the file was changed; copy it again"
+        )
+
+
+def _check_memory(recipes: Mapping[str, Recipe]) -> None:
+    """They are drawn in float32, beside a model of that size."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    size = 2 * 4 * sum(math.prod(recipe.shape) for recipe in set(recipes.values()))
+    if size > memory:
+        raise UsageError(
+            f"the checkpoint's frozen tensors take {size / 2**30:,.0f} GiB, this machine has {memory / 2**30:,.0f} GiB "
+            f"of memory: the entry {KEY} is damaged, or meant for a larger machine"
+        )
 
 
 def materialized(state: Mapping[str, Any], verify: bool = True) -> Dict[str, Any]:
@@ -89,7 +135,7 @@ def materialized(state: Mapping[str, Any], verify: bool = True) -> Dict[str, Any
             if value not in tensors:
                 tensors[value] = value.tensor()
             full[name] = tensors[value]
-    record = records.decode(full.get(records.KEY))
+    record = records.held(full)
     if verify and record is not None:
         records.verify(record, full)
     return full
