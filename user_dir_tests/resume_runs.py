@@ -160,7 +160,8 @@ def _state(checkpoint) -> Dict[str, object]:
     parts = {"model": checkpoint["model"], "optimizer": checkpoint["last_optimizer_state"],
              "schedule": checkpoint["optimizer_history"][-1], "position": extra["train_iterator"],
              "best": extra.get("best"), "validation": extra["val_loss"]}  # fmt: skip
-    return dict(_flat(parts, ""))
+    # fairseq's sinusoidal positions keep a buffer that is never written: whatever was in memory
+    return {name: value for name, value in _flat(parts, "") if not name.endswith("._float_tensor")}
 
 
 def _flat(value, name):

@@ -12,10 +12,10 @@ import pytest
 import torch
 from conftest import call_command, train_args
 from fairseq.data import Dictionary, data_utils
-from fairseq_synth.modules.scorers.spec import parse_spec
 
 from fairseq_synth.cli import main as synth_command
 from fairseq_synth.errors import UsageError
+from fairseq_synth.modules.scorers.spec import parse_spec
 
 MANY = os.environ.get("FAIRSEQ_SYNTH_MUTATIONS")
 ODD = [None, -1, 0, 10**12, float("nan"), float("inf"), "", "x" * 300, "\x1b[2J", "${oc.env:HOME}", [], {}, [[]], True,

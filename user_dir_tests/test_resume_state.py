@@ -12,6 +12,7 @@ from fairseq.trainer import Trainer
 from resume_runs import differences
 
 from fairseq_synth.compat import signals
+from fairseq_synth.compat.encoder_fast_path import has_fast_path
 
 LAST = "checkpoint_last.pt"
 UPDATES = 13  # of an epoch
@@ -39,13 +40,15 @@ def seen(monkeypatch):
     return batches
 
 
-def test_a_resumed_epoch_has_the_batches_of_an_uninterrupted_one(corpus, tmp_path, seen):
-    options = ["--max-epoch", "3", "--batch-size", "100"]
+@pytest.mark.parametrize("option", [[], ["--update-ordered-indices-seed"]])
+def test_a_resumed_epoch_has_the_batches_of_an_uninterrupted_one(corpus, tmp_path, seen, option):
+    options = ["--max-epoch", "3", "--batch-size", "100", *option]
     train(corpus, tmp_path / "whole", *options, updates=0)
     whole, length = list(seen), UPDATES
     assert len(whole) == 3 * length
     first, second = set(whole[:length]), set(whole[length : 2 * length])
-    assert first != second  # else nothing could go wrong here
+    if option or not has_fast_path():  # by itself, fairseq 0.12.2 makes the same batches in every epoch
+        assert first != second  # else nothing could go wrong here
     del seen[:]
     train(corpus, tmp_path / "parts", *options, updates=length + 2)
     train(corpus, tmp_path / "parts", *options, updates=0)

@@ -34,8 +34,7 @@ def train(data, monkeypatch):
                    "--layers", "2", "--embed-dim", "16", "--ffn-embed-dim", "24", "--attention-heads", "2",
                    "--attention-span", "40", "--span-ramp", "4", "--tokens-per-sample", "12", "--batch-size", "4",
                    "--optimizer", "adam", "--lr", "0.01", "--cpu", "--max-epoch", "1", "--no-epoch-checkpoints",
-                   "--no-progress-bar",
-                   "--disable-validation", "--save-dir", folder, *extra]  # fmt: skip
+                   "--no-progress-bar", "--disable-validation", "--save-dir", folder, *extra]  # fmt: skip
         step = Trainer.train_step
 
         def train_step(self, *args, **kwargs):
