@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 FIXES: Tuple[Callable[[], bool], ...] = (
     checkpoints.allow_fairseq_checkpoints,
     plain_loading.read_plain_data_only,
-    checkpoint_content.store_tensor_digests,
     stored_options.evaluate_literals_only,
     stored_options.refuse_stored_interpolation,
     stored_options.refuse_stored_sizes,
@@ -67,7 +66,8 @@ FIXES: Tuple[Callable[[], bool], ...] = (
     saving.write_in_the_background,
     saving.gather_before_saving,
     text_input.read_any_bytes,
-    # the later ones step in first: the folder is locked before anything in it is read
+    # the later ones step in first: what is written is sealed, the folder is locked before anything in it is read
+    checkpoint_content.store_tensor_digests,
     signals.finish_the_update,
     save_dir.restore_a_whole_checkpoint,
     save_dir.hold_save_dir,
