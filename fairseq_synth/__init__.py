@@ -26,6 +26,7 @@ errors.install_excepthook()
 compat.apply()
 
 # after compat: they register themselves
+from fairseq_synth.criterions import chunked_cross_entropy  # noqa: E402,F401
 from fairseq_synth.freezing import hooks  # noqa: E402
 from fairseq_synth.models import sequential_lm, transformer, transformer_lm  # noqa: E402,F401
 from fairseq_synth.tasks import streaming_lm  # noqa: E402,F401

@@ -9,7 +9,7 @@ wrapping anything twice.
 import logging
 from typing import Callable, Dict, List, NamedTuple, Tuple
 
-from . import batching, checkpoints, cpu_distributed, encoder_fast_path, noise, numpy_api, precision
+from . import batching, checkpoints, cpu_distributed, criterions, encoder_fast_path, noise, numpy_api, precision
 
 __all__ = ["APPLIED", "FIXES", "FixReport", "apply", "describe"]
 
@@ -29,6 +29,7 @@ FIXES: Tuple[Callable[[], bool], ...] = (
     precision.keep_bf16_off_tpu,
     precision.refuse_flat_fp16_on_cpu,
     encoder_fast_path.disable_encoder_fast_path,
+    criterions.introduce_the_model,
     noise.hush_known_warnings,
     noise.show_hydra_errors,
 )
