@@ -19,8 +19,11 @@ from fairseq_synth.modules.scorers import SCORERS
 FOLDER = REPOSITORY / "examples" / "benchmark"
 OWN = [path.stem for path in FOLDER.glob("*.py")]  # modules of the folder, found by their bare names
 VARIANTS = ["random", "random+dot_product"]
-STOCK = {"attention": "MultiheadAttention", "training": "transformer", "generation": "transformer",
-         "language_model": "transformer_lm", "frozen": "nothing frozen", "flash_attention": "flash"}  # fmt: skip
+STOCK = {"attention": "MultiheadAttention", "training": "transformer", "loss": "transformer, whole",
+         "generation": "transformer", "language_model": "transformer_lm", "frozen": "nothing frozen",
+         "flash_attention": "flash"}  # fmt: skip
+# contenders of sections that do not measure every scorer
+OTHERS = {"frozen": ["ffn", "attention"], "loss": ["transformer, chunks", "random, whole", "random, chunks"]}
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +78,7 @@ def test_every_section_measures_every_contender(runs, section):
     for case in {row["case"] for row in rows}:
         found = [row for row in rows if row["case"] == case]
         names = [row["name"] for row in found]
-        expected = ["ffn", "attention"] if section == "frozen" else VARIANTS
+        expected = OTHERS.get(section, VARIANTS)
         assert names[0] == STOCK[section] and set(expected) < set(names) and len(set(names)) == len(names)
         assert found[0]["ratio"] == 1
         for row in found:
@@ -127,6 +130,13 @@ def test_training_counts_target_words(runs):
     parameters = {row["name"]: row["parameters"] for row in runs("training")}
     queries_and_keys, mixture = 2 * 2 * (16 * 16 + 16), 2 * 2 * 2  # of two layers with two heads
     assert parameters["random+dot_product"] == parameters["random"] + queries_and_keys + mixture
+
+
+def test_loss_counts_words_and_memory(runs):
+    """The memory of a process that holds Python and PyTorch, and of no other."""
+    rows = runs("loss")
+    assert all(row["words_per_second"] == pytest.approx(row["tokens"] / row["seconds"]) for row in rows)
+    assert 1e8 < rows[-1]["start_bytes"] <= rows[-1]["peak_bytes"] < 3e9
 
 
 def test_generation_counts_the_cache(runs):

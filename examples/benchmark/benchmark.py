@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Dict, List, NoReturn, Optional, Sequence
 
 HERE = Path(__file__).resolve().parent
-SECTIONS = ("attention", "training", "generation", "language_model", "span_attention", "frozen", "flash_attention")
+SECTIONS = ("attention", "training", "loss", "generation", "language_model", "span_attention", "frozen",
+            "flash_attention")  # fmt: skip
 # without them glibc returns every large buffer to the system and gets it back cleared: half of the time on a CPU
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
 

@@ -6,10 +6,12 @@ round, and the median and the quartiles of those ratios are what is reported.
 """
 
 import random
+import re
 import statistics
 import textwrap
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import torch
@@ -62,6 +64,12 @@ class Settings:
         if self.device == "cuda":
             torch.cuda.synchronize()
         return time.process_time() if self.clock_name == "process time" else time.perf_counter()
+
+
+def high_water() -> int:
+    """Bytes of memory that this process has held at most. (The resource module would count its parent's, too.)"""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return 0 if found is None else 1024 * int(found.group(1))
 
 
 class Column(NamedTuple):
