@@ -150,18 +150,19 @@ class _Work:
             part = slice(start, start + self.step)
             where = part if rows is None else rows[part]
             x = self.features[where].to(self.dtype)
-            chunk = _Chunk(x, target[part], target[part].ne(self.problem.padding_idx))
-            scores = self.multiply(x, self.weight, self.bias).to(self.sum_dtype)
+            chunk = _Chunk(x, target[part], target[part].ne(self.problem.padding_idx), where)
+            logits = self.multiply(x, self.weight, self.bias)
             if self.problem.count_correct:
-                correct += (scores.argmax(1).eq(chunk.target) & chunk.valid).sum()
-            found = self._losses(chunk, scores, keep=any(wanted))
+                correct += (logits.argmax(1).eq(chunk.target) & chunk.valid).sum()
+            log_probs = F.log_softmax(logits, 1, dtype=self.sum_dtype)
+            found = self._losses(chunk, log_probs)
             if self.problem.reduce:
                 losses += found.sum(1)
             else:
                 losses[:, where] = found
             if any(wanted):
                 given = factor if factor is None or factor.dim() == 0 else factor[where, None]
-                self._add_gradients(chunk, scores, where, given)
+                self._add_gradients(chunk, log_probs, given)
         return losses[0], losses[1], correct
 
     def _tokens_without_pads(self) -> Optional[Tensor]:
@@ -171,49 +172,52 @@ class _Work:
         valid = self.target.ne(self.problem.padding_idx)
         return None if bool(valid.all()) else valid.nonzero()[:, 0]
 
-    def _losses(self, chunk: "_Chunk", scores: Tensor, keep: bool) -> Tensor:
-        """2 x n: loss and negative log-likelihood. keep: leave the probabilities in ``scores``, else anything."""
-        picked = scores.gather(1, chunk.target[:, None])
-        whole = scores.sum(1, keepdim=True) if self.each else None
-        top = scores.amax(1, keepdim=True)
-        total = scores.sub_(top).exp_().sum(1, keepdim=True)
-        if keep:
-            scores.div_(total)
-        log_total = top.add_(total.log_())
-        nll = log_total - picked
-        if whole is None:
-            loss = self.first * nll
-        else:
-            loss = self.first * nll + self.each * (scores.size(1) * log_total - whole)
+    def _losses(self, chunk: "_Chunk", log_probs: Tensor) -> Tensor:
+        """2 x n: loss and negative log-likelihood."""
+        nll = -log_probs.gather(1, chunk.target[:, None])
+        loss = self.first * nll
+        if self.each:
+            loss -= self.each * log_probs.sum(1, keepdim=True)
         return torch.cat([loss, nll], 1).masked_fill_(~chunk.valid[:, None], 0.0).t()
 
-    def _add_gradients(self, chunk: "_Chunk", scores: Tensor, where: Any, factor: Optional[Tensor]) -> None:
-        """scores: the probabilities; turned into the gradient at the logits."""
-        if self.each:
-            scores.sub_(self.each)
-        scores.scatter_add_(1, chunk.target[:, None], scores.new_full((scores.size(0), 1), -self.first))
-        if factor is not None:
-            scores.mul_(factor.to(scores.dtype))
-        if isinstance(where, slice):  # otherwise the pads were left out
-            scores.masked_fill_(~chunk.valid[:, None], 0.0)
-        at_logits = scores.to(self.dtype)
+    def _add_gradients(self, chunk: "_Chunk", log_probs: Tensor, factor: Optional[Tensor]) -> None:
+        """log_probs is changed. Rows of pads are left as they come where no total takes them."""
+        at_logits = self._at_logits(chunk.target[:, None], log_probs.exp_(), factor)
         at_features, at_weight, at_bias = self.totals
+        padded, pads = isinstance(chunk.where, slice), ~chunk.valid[:, None]  # indices: without pads
         if at_features is not None:
-            at_features[where] = self.multiply(at_logits, self.weight.t(), None).to(at_features.dtype)
-        if at_weight is not None and at_weight.dtype == self.dtype and self.multiply is F.linear:
-            at_weight.addmm_(at_logits.t(), chunk.x)
-        elif at_weight is not None:
-            at_weight += self.multiply(at_logits.t(), chunk.x.t(), None)
+            found = self.multiply(at_logits, self.weight.t(), None)
+            at_features[chunk.where] = (found.masked_fill_(pads, 0.0) if padded else found).to(at_features.dtype)
+        if at_weight is not None:
+            x = chunk.x.masked_fill(pads, 0.0) if padded else chunk.x
+            if at_weight.dtype == self.dtype and self.multiply is F.linear:
+                at_weight.addmm_(at_logits.t(), x)
+            else:
+                at_weight += self.multiply(at_logits.t(), x.t(), None)
         if at_bias is not None:
-            at_bias += scores.sum(0)
+            counted = at_logits.masked_fill(pads, 0.0) if padded else at_logits
+            at_bias += counted.sum(0, dtype=self.sum_dtype)
+
+    def _at_logits(self, target: Tensor, probs: Tensor, factor: Optional[Tensor]) -> Tensor:
+        """probs - each - (first at the target), times factor, in the products' dtype. probs is changed."""
+        at_target = probs.gather(1, target) - (self.first + self.each)
+        out = probs if self.dtype == probs.dtype else torch.empty_like(probs, dtype=self.dtype)
+        if factor is None:
+            torch.sub(probs, self.each, out=out)
+        else:
+            factor = factor.to(probs.dtype)
+            at_target = at_target * factor
+            torch.mul(probs.sub_(self.each), factor, out=out)
+        return out.scatter_(1, target, at_target.to(self.dtype))
 
 
 class _Chunk(NamedTuple):
-    """x: n x C; target: n; valid: n, False at pads."""
+    """x: n x C; target: n; valid: n, False at pads; where: which of all tokens, a slice, or indices without pads."""
 
     x: Tensor
     target: Tensor
     valid: Tensor
+    where: Any
 
 
 def _multiply(faster: bool, tokens: int, weight: Tensor) -> Callable[[Tensor, Tensor, Optional[Tensor]], Tensor]:
