@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 PACKAGE = str(Path(__file__).resolve().parents[1] / "fairseq_synth") + "/"
 aten = torch.ops.aten
-WAITS = {aten._local_scalar_dense, aten.equal, aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim,
-         aten.unique_consecutive, aten.repeat_interleave, aten.bincount}  # fmt: skip
+WAITS = {aten._local_scalar_dense, aten.equal, aten.allclose, aten.nonzero, aten.masked_select, aten._unique2,
+         aten.unique_dim, aten.unique_consecutive, aten.repeat_interleave, aten.bincount}  # fmt: skip
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 COPIES = {aten.copy_, aten._to_copy}
 NO_KERNEL = {"detach", "alias", "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided",

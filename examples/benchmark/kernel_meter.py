@@ -10,6 +10,7 @@ Causal halves of fused attention are not credited. Good for comparing two models
 
 import contextlib
 import math
+import sys
 import weakref
 from collections import Counter
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
@@ -27,12 +28,12 @@ HALF = 550e12  # floating point operations a second of products, as reached, not
 RATE_FLOPS = {torch.float16: HALF, torch.bfloat16: HALF, torch.float32: 50e12, torch.float64: 50e12}
 RATE_FUSED = 300e12  # of fused attention
 LAUNCH = 2.5e-6  # seconds: no kernel takes less
-RATES = {"bytes_per_second": RATE_BYTES, "half_flops": HALF, "float32_flops": 50e12, "fused_attention_flops": RATE_FUSED,
-         "launch_seconds": LAUNCH}  # fmt: skip
+RATES = {"bytes_per_second": RATE_BYTES, "half_flops": HALF, "float32_flops": 50e12,
+         "fused_attention_flops": RATE_FUSED, "launch_seconds": LAUNCH}  # fmt: skip
 NO_KERNEL = {"detach", "alias", "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided",
              "_unsafe_view", "lift_fresh", "_reshape_alias", "device"}  # fmt: skip
 aten = torch.ops.aten
-QUESTIONS = (aten._local_scalar_dense, aten.equal)
+QUESTIONS = (aten._local_scalar_dense, aten.equal, aten.allclose)
 
 
 class Meter(TorchDispatchMode):
@@ -77,8 +78,6 @@ class Meter(TorchDispatchMode):
         return out
 
     def _answer(self, tensor: Tensor) -> Any:
-        import sys
-
         frame = sys._getframe(1)
         while frame is not None:
             if frame.f_code.co_name in self.answers:

@@ -20,7 +20,7 @@ from fairseq_synth.modules.linear import autocast, is_faster, product
 
 # bytes of a chunk's logits in float32. CPU: more leaves the caches; others: less starts too many kernels
 CHUNK_BYTES = {"cpu": 32 * 2**20}
-CHUNK_BYTES_ELSEWHERE = 128 * 2**20
+CHUNK_BYTES_ELSEWHERE = 64 * 2**20
 FEWEST_TOKENS = 64  # of a chunk: the gradient of the weight (V x C) is read and written once per chunk
 
 
