@@ -65,17 +65,13 @@ def models(everything):
 def cases(everything):
     """(name, arguments, precision, pads, loss or "decode")"""
     for number, (name, arguments) in enumerate(models(everything).items()):
-        kinds = (*LOSSES, "decode")
-        for precision in PRECISIONS:
-            for pads in PADS:
-                for kind in kinds:
-                    wanted = {  # without everything: a precision and a kind of padding for each model in turn
-                        ("float32", PADS[number % 3], kinds[number % 2]),
-                        (PRECISIONS[1 + number % 4], PADS[(number + 1) % 3], kinds[(number + 1) % 2]),
-                        (PRECISIONS[number % 5], PADS[1 + number % 2], "decode"),
-                    }
-                    if everything or (precision, pads, kind) in wanted:
-                        yield name, arguments, precision, pads, kind
+        turn = [(precision, pads) for precision in PRECISIONS for pads in PADS]
+        if not everything:  # a precision and a kind of padding for each model in turn
+            turn = [("float32", PADS[number % 3]), (PRECISIONS[1 + number % 4], PADS[(number + 1) % 3])]
+        for i, (precision, pads) in enumerate(turn):
+            yield name, arguments, precision, pads, LOSSES[(number + i) % 2]
+        for precision, pads in turn if everything else [(PRECISIONS[number % 5], PADS[1 + number % 2])]:
+            yield name, arguments, precision, pads, "decode"
 
 
 def autocast(precision, device):
