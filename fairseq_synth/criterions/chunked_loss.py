@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fairseq_synth.modules.linear import autocast, is_faster, product
+from fairseq_synth.modules.products import autocast, is_faster, product
 
 # bytes of a chunk's logits in float32. CPU: more leaves the caches; others: less starts too many kernels
 CHUNK_BYTES = {"cpu": 32 * 2**20}

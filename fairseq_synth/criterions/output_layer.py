@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fairseq_synth.criterions.chunked_loss import Losses
 from fairseq_synth.errors import UsageError
-from fairseq_synth.modules.linear import Linear
+from fairseq_synth.modules.products import Linear
 
 TRY = 2  # rows of features that the output layer is tried with
 
