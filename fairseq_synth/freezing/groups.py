@@ -13,8 +13,9 @@ Modules say themselves what they are, in two attributes:
 
 import difflib
 import re
-from typing import Callable, Dict, FrozenSet, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Set, Tuple
 
+import regex
 from torch import nn
 
 from fairseq_synth.errors import UsageError
@@ -27,6 +28,7 @@ PARTS: Dict[str, Set[str]] = {
     "output": {"output_projection", "adaptive_softmax", "project_out_dim"},
     "embeddings": {"embed_tokens", "embed_positions", "positions", "project_in_dim"},
 }
+PATIENCE = 5  # seconds for one pattern on one name
 # what a word of --freeze stands for, beside the components and freeze_groups that modules name
 GROUPS: Dict[str, Set[str]] = {
     "embeddings": {"embeddings", "output"},
@@ -148,15 +150,25 @@ def parse(freeze: str, known: Set[str]) -> List[Item]:
 def _selector(freeze: str, word: str, known: Set[str]) -> Callable[[str, FrozenSet[str]], bool]:
     if word.startswith("re:"):
         try:
-            pattern = re.compile(word[3:])
+            pattern = regex.compile(re.compile(word[3:]).pattern)
         except re.error as error:
             raise UsageError(f"--freeze {freeze}: '{word[3:]}' is no regular expression: {error}") from error
-        return lambda name, groups: pattern.fullmatch(name) is not None
+        return lambda name, groups: _matches(freeze, pattern, name)
     path, _, last = word.rpartition(".")
     if last in known:
         meant = GROUPS.get(last, {last})
         return lambda name, groups: bool(meant & groups) and _below(name, path)
     return lambda name, groups: _below(name, word)
+
+
+def _matches(freeze: str, pattern: Any, name: str) -> bool:
+    """Raises UsageError for a pattern that would take for ever."""
+    try:
+        return pattern.fullmatch(name, timeout=PATIENCE) is not None
+    except TimeoutError as error:
+        raise UsageError(
+            f"--freeze {freeze}: '{pattern.pattern}' does not come to an end on {name}: repeat nothing that repeats"
+        ) from error
 
 
 def _below(name: str, path: str) -> bool:
@@ -167,8 +179,9 @@ def _nothing(freeze: str, word: str, found: Set[str], names: List[str]) -> str:
     groups = [group for group, members in GROUPS.items() if members & found]
     groups += sorted(found - set(GROUPS) - set(COMPONENTS))
     if word.startswith("re:"):
-        inside = re.compile(word[3:])
-        hint = f"; re:.*{word[3:]}.* matches inside of names" if any(map(inside.search, names)) else ""
+        inside = regex.compile(word[3:])
+        found_inside = any(inside.search(name, timeout=PATIENCE) for name in names)
+        hint = f"; re:.*{word[3:]}.* matches inside of names" if found_inside else ""
         return f"--freeze {freeze}: '{word[3:]}' matches no parameter's whole name, such as {names[0]}{hint}"
     last = word.rpartition(".")[2]
     close = difflib.get_close_matches(last, groups, n=1) if last not in GROUPS else []

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fairseq_synth.decoding.cross_attention import CrossAttention
 from fairseq_synth.decoding.step import can_step, once_per_sentence
+from fairseq_synth.models import limits
 from fairseq_synth.models.base import limited_positions
 from fairseq_synth.models.build_attention import build_attention, speed_up
 from fairseq_synth.models.config import ResolvedConfig
@@ -81,6 +82,8 @@ class SynthDecoder(TransformerDecoderBase):
     """As SynthEncoder, for --left-pad-target; cached decoding goes slot by slot, as in fairseq."""
 
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn: bool = False, output_projection=None):
+        if cfg.adaptive_softmax_cutoff is not None:
+            limits.cutoffs_below("adaptive_softmax_cutoff", cfg.adaptive_softmax_cutoff, len(dictionary))
         cross = [None] * cfg.decoder.layers if no_encoder_attn else cfg.attentions["cross"]
         self._specs = enumerate(zip(cfg.attentions["decoder"], cross))
         self._needs_future_mask = has_stock_attention(cfg)

@@ -12,6 +12,7 @@ from omegaconf import II
 from torch import nn
 
 from fairseq_synth.errors import UsageError, option_name
+from fairseq_synth.models import limits
 from fairseq_synth.models.base import SynthModel, finish_model
 from fairseq_synth.models.config import flat_options, options_for
 from fairseq_synth.models.decoder import SynthDecoder
@@ -67,6 +68,7 @@ def _embed_tokens(model: Any, cfg: Any, words: Any) -> nn.Module:
     if not cfg.adaptive_input:
         return model.build_embedding(cfg, words, cfg.decoder.input_dim)
     _check_tying(cfg)
+    limits.cutoffs_below("adaptive_input_cutoff", cfg.adaptive_input_cutoff, len(words))
     cutoff = eval_str_list(cfg.adaptive_input_cutoff, type=int)
     noise = cfg.quant_noise
     return AdaptiveInput(

@@ -5,9 +5,11 @@ import dataclasses
 from typing import Any, Dict, List, Set, Tuple
 
 from fairseq_synth.errors import UsageError, option_name
+from fairseq_synth.models import limits
 from fairseq_synth.modules.scorers.base import check_options, scorer_options, takers
 from fairseq_synth.modules.scorers.spec import LayerSpec, parse_spec
 
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")
 SPEC_OPTIONS = {
     "encoder": "--encoder-self-attention",
     "decoder": "--decoder-self-attention",
@@ -19,7 +21,9 @@ def resolve(cfg: Any, sides: Tuple[str, ...] = tuple(SPEC_OPTIONS)) -> Any:
     """A checked copy of a nested config with attentions in ``sides``, with the scorers of every layer in
     ``attentions``. UsageError names option, value, limit and fix."""
     cfg = copy.deepcopy(cfg)
+    limits.probabilities((name, getattr(cfg, name)) for name in DROPOUTS)
     for side in (s for s in sides if s != "cross"):
+        _check_numbers(side, getattr(cfg, side))
         _check_shape(side, getattr(cfg, side))
         _check_layers_to_keep(side, getattr(cfg, side))
     used = {side: _layer_specs(cfg, side) for side in sides}
@@ -32,8 +36,14 @@ def resolve(cfg: Any, sides: Tuple[str, ...] = tuple(SPEC_OPTIONS)) -> Any:
     if "decoder" in sides:
         _resolve_embedding_dim(cfg)
     _check_stock_only(cfg, used)
+    _check_together(cfg, sides)
     _check_spans_and_memory(cfg, [s for s in sides if s != "cross"])
-    _check_synthesizer(cfg.synthesizer, {name for specs in used.values() for spec in specs for name in spec.names})
+    names = {name for specs in used.values() for spec in specs for name in spec.names}
+    _check_synthesizer(cfg.synthesizer, names)
+    if cfg.quant_noise.scalar and "factorized_dense" in names:
+        raise UsageError(
+            f"--quant-noise-scalar {cfg.quant_noise.scalar}: cannot quantise what factorized_dense multiplies; drop one"
+        )
     cfg.attentions = used
     return cfg
 
@@ -45,6 +55,32 @@ def _layer_specs(cfg: Any, side: str) -> List[LayerSpec]:
     specs = parse_spec(spec, section.layers, SPEC_OPTIONS[side], section.attention_heads)
     keep = section.layers_to_keep
     return [specs[int(i)] for i in sorted(keep.split(","), key=int)] if keep else specs
+
+
+def _check_numbers(side: str, section: Any) -> None:
+    sizes = ("layers", "embed_dim", "ffn_embed_dim", "attention_heads")
+    limits.at_least(1, ((f"{side}_{name}", getattr(section, name)) for name in sizes))
+    limits.probabilities([(f"{side}_layerdrop", section.layerdrop)])
+
+
+def _check_together(cfg: Any, sides: Tuple[str, ...]) -> None:
+    """Options of fairseq's that break, or do nothing, beside others."""
+    if getattr(cfg, "scale_heads", False) and "decoder" in sides and cfg.decoder.attention_dim:
+        raise UsageError(
+            f"--scale-heads: works on heads of the model's width, not with --decoder-attention-dim "
+            f"{cfg.decoder.attention_dim}; drop one of the two"
+        )
+    if getattr(cfg, "adaptive_softmax_cutoff", None) is not None:
+        limits.rising_cutoffs("adaptive_softmax_cutoff", cfg.adaptive_softmax_cutoff)
+    elif getattr(cfg, "adaptive_softmax_factor", 4) != 4:
+        raise UsageError(
+            f"--adaptive-softmax-factor {cfg.adaptive_softmax_factor:g}: has no effect without "
+            f"--adaptive-softmax-cutoff; add it, or drop the factor"
+        )
+    if "encoder" in sides and getattr(cfg, "adaptive_input", False):
+        raise UsageError(
+            "--adaptive-input: is for language models (synth_transformer_lm), here it has no effect; drop it"
+        )
 
 
 def _check_shape(side: str, section: Any) -> None:
@@ -59,8 +95,6 @@ def _check_shape(side: str, section: Any) -> None:
             f"--{side}-attention-heads {section.attention_heads}: must divide --{side}-embed-dim "
             f"{section.embed_dim}; change one of the two"
         )
-    if section.layers < 1:
-        raise UsageError(f"--{side}-layers {section.layers}: must be at least 1")
 
 
 def _resolve_embedding_dim(cfg: Any) -> None:
@@ -84,7 +118,7 @@ def _check_layers_to_keep(side: str, section: Any) -> None:
     keep = section.layers_to_keep
     if not keep:
         return
-    wrong = [i for i in keep.split(",") if not (i.strip().isdigit() and int(i) < section.layers)]
+    wrong = [i for i in keep.split(",") if not (i.strip().isdecimal() and len(i) < 10 and int(i) < section.layers)]
     if wrong:
         raise UsageError(
             f"--{side}-layers-to-keep {keep}: '{wrong[0]}' is not a layer; give numbers from 0 to "
@@ -118,6 +152,8 @@ def _check_spans_and_memory(cfg: Any, sides: List[str]) -> None:
     for side, span in zip(sides, spans):
         if span < 0:
             raise UsageError(f"--{side}-adaptive-span {span}: must be a number of tokens, or 0 for no span")
+    limits.at_least(0, [("span_loss", cfg.span_loss)])
+    limits.at_least(1, [("span_ramp", cfg.span_ramp)])
     fields = {f.name: f for f in dataclasses.fields(cfg)}
     for name, flag in (("span_ramp", "--span-ramp"), ("span_loss", "--span-loss")):
         if not any(spans) and getattr(cfg, name) != fields[name].default:

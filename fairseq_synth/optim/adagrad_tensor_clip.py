@@ -13,6 +13,8 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 
+from fairseq_synth.errors import UsageError
+
 EPSILON = 1e-10
 
 
@@ -39,6 +41,14 @@ class FairseqAdagradTensorClip(FairseqOptimizer):
             "clip": self.cfg.adagrad_clip,
             "weight_decay": self.cfg.weight_decay,
         }
+
+    @property
+    def supports_memory_efficient_fp16(self) -> bool:
+        """fairseq asks where --memory-efficient-fp16 or -bf16 is given. Raises UsageError."""
+        raise UsageError(
+            "--memory-efficient-fp16, -bf16: adagrad_tensor_clip sums squares in float32, half precision would swallow "
+            "its steps; give --fp16 --fp16-no-flatten-grads or --bf16 instead"
+        )
 
     @property
     def supports_flat_params(self) -> bool:

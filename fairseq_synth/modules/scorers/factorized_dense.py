@@ -27,7 +27,7 @@ def parse_factors(value: Optional[str]) -> Optional[Tuple[int, int]]:
     if value is None:
         return None
     parts = [part.strip() for part in str(value).split(",")]
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+    if len(parts) != 2 or not all(part.isdecimal() and len(part) < 10 for part in parts):
         raise UsageError(f"--synthesizer-factors {value}: wants two whole numbers a,b, for example 16,16")
     return int(parts[0]), int(parts[1])
 
