@@ -101,7 +101,7 @@ train_both() {
     finish transformer "$transformer"
 }
 
-# finish NAME PROCESS: one more call of fairseq-train would add an update, hence the mark.
+# finish NAME PROCESS: with the mark, a second call of this script does not even start fairseq-train.
 finish() {
     [ -z "$2" ] || wait "$2" || fail "training $1 failed, see $RUN/$1/train.log"
     touch "$RUN/$1/trained"

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import resource_tracker
 
 import pytest
 import resume_runs
@@ -160,3 +161,12 @@ def test_signals_are_passed_on_to_started_processes(number):
     before = [signal.getsignal(one) for one in signals.SIGNALS]
     assert signals._passing_on(stock)(Config, None) == number
     assert [signal.getsignal(one) for one in signals.SIGNALS] == before
+
+
+def test_the_resource_tracker_of_python_does_not_die_of_them():
+    """It is started for processes of other start methods than fork; SIGUSR1 would end it."""
+    resource_tracker.ensure_running()
+    with open(f"/proc/{resource_tracker._resource_tracker._pid}/status") as file:
+        masks = dict(line.split(":\t") for line in file if line.startswith("Sig"))
+    stopped = int(masks["SigBlk"], 16) | int(masks["SigIgn"], 16)
+    assert all(stopped >> (number - 1) & 1 for number in signals.SIGNALS)

@@ -37,7 +37,7 @@ DEVICE=(--cpu)
 source "$ROOT/examples/environment.sh"
 export OMP_NUM_THREADS="$THREADS"
 DONE="$CKPT/$RUN/trained-$UPDATES"
-if [ -e "$DONE" ]; then # fairseq-train would add an update
+if [ -e "$DONE" ]; then # a training that is finished need not be loaded
     echo "train.sh: $NAME is trained already, in $CKPT/$RUN"
     exit
 fi

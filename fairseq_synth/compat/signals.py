@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from multiprocessing import resource_tracker
 from typing import Any, Callable, Dict, Optional
 
 import torch
@@ -109,7 +110,14 @@ def finish_the_update() -> bool:
     replace(checkpoint_utils, "load_checkpoint", _listening)
     replace(checkpoint_utils, "save_checkpoint", _noting_saves)
     replace(distributed_utils, "call_main", _passing_on)
+    _protect_resource_tracker()
     return True
+
+
+def _protect_resource_tracker() -> None:
+    """Python's helper process outlives SIGTERM and SIGINT; without it no process that loads data can start."""
+    ignored = getattr(resource_tracker, "_IGNORED_SIGNALS", SIGNALS)
+    resource_tracker._IGNORED_SIGNALS = tuple(dict.fromkeys((*ignored, *SIGNALS)))  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------------- in the training loop
