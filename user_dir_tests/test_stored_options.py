@@ -97,7 +97,11 @@ def test_no_module_of_fairseq_is_left_out():
 @pytest.mark.parametrize("place", ["cfg", "args"])
 def test_options_of_a_file_do_not_read_the_environment(place, text):
     inner = {"model": {"names": ["a", {"b": text}]}}
-    state = {"cfg": inner if place == "cfg" else None, "args": Namespace(**inner) if place == "args" else None}
+    state = {
+        "model": {"a": torch.zeros(1)},
+        "cfg": inner if place == "cfg" else None,
+        "args": Namespace(**inner) if place == "args" else None,
+    }
     with pytest.raises(UsageError, match="must not read the environment"):
         checkpoint_utils._upgrade_state_dict(state)
 
