@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import ENVIRONMENT, REPOSITORY
 from torch import nn
 
 from fairseq_synth.errors import UsageError
@@ -19,8 +19,11 @@ from fairseq_synth.modules.scorers import SCORERS
 FOLDER = REPOSITORY / "examples" / "benchmark"
 OWN = [path.stem for path in FOLDER.glob("*.py")]  # modules of the folder, found by their bare names
 VARIANTS = ["random", "random+dot_product"]
-STOCK = {"attention": "MultiheadAttention", "training": "transformer", "generation": "transformer",
-         "language_model": "transformer_lm", "frozen": "nothing frozen", "flash_attention": "flash"}  # fmt: skip
+STOCK = {"attention": "MultiheadAttention", "training": "transformer", "loss": "transformer, whole",
+         "generation": "transformer", "language_model": "transformer_lm", "frozen": "nothing frozen",
+         "flash_attention": "flash"}  # fmt: skip
+# contenders of sections that do not measure every scorer
+OTHERS = {"frozen": ["ffn", "attention"], "loss": ["transformer, chunks", "random, whole", "random, chunks"]}
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +78,7 @@ def test_every_section_measures_every_contender(runs, section):
     for case in {row["case"] for row in rows}:
         found = [row for row in rows if row["case"] == case]
         names = [row["name"] for row in found]
-        expected = ["ffn", "attention"] if section == "frozen" else VARIANTS
+        expected = OTHERS.get(section, VARIANTS)
         assert names[0] == STOCK[section] and set(expected) < set(names) and len(set(names)) == len(names)
         assert found[0]["ratio"] == 1
         for row in found:
@@ -127,6 +130,13 @@ def test_training_counts_target_words(runs):
     parameters = {row["name"]: row["parameters"] for row in runs("training")}
     queries_and_keys, mixture = 2 * 2 * (16 * 16 + 16), 2 * 2 * 2  # of two layers with two heads
     assert parameters["random+dot_product"] == parameters["random"] + queries_and_keys + mixture
+
+
+def test_loss_counts_words_and_memory(runs):
+    """The memory of a process that holds Python and PyTorch, and of no other."""
+    rows = runs("loss")
+    assert all(row["words_per_second"] == pytest.approx(row["tokens"] / row["seconds"]) for row in rows)
+    assert 1e8 < rows[-1]["start_bytes"] <= rows[-1]["peak_bytes"] < 3e9
 
 
 def test_generation_counts_the_cache(runs):
@@ -192,6 +202,70 @@ def test_spans_beside_the_port(tmp_path, monkeypatch):
     for a, b, total in zip(short, long, both):
         sums = [2 * s + t for s, t in zip(a["times"], b["times"])]
         assert total["times"] == pytest.approx(sums) and total["peak_bytes"] >= 0
+
+
+# ---------------------------------------------------------------------- a GPU's time and memory, computed
+# contender -> least and most of its (time, memory) relative to stock in the miniature case: a change that makes a
+# model half as fast or twice as large shows here; what makes one better moves the bounds
+COMPUTED = {
+    "transformer, chunks": ((0.9, 1.2), (0.7, 1.0)),
+    "random": ((0.7, 1.1), (0.9, 1.25)),
+    "dot_product": ((0.9, 1.25), (1.0, 1.5)),
+    "random+dot_product": ((1.1, 1.5), (1.1, 1.5)),
+    "dot_product, span": ((1.4, 2.0), (1.3, 1.8)),
+    "dot_product, memory 2048": ((1.7, 2.4), (5.0, 8.0)),
+}
+
+
+def run_model(tmp_path, *args):
+    command = [sys.executable, str(FOLDER / "benchmark.py"), "--device", "h100-model", "--size", "mini",
+               "--out", str(tmp_path), *args]  # fmt: skip
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def test_a_gpus_time_and_memory_are_computed(tmp_path):
+    """Ratios to stock, and that nobody can take the figures for measured ones."""
+    if load("absent_device").objection():
+        pytest.skip(load("absent_device").objection())
+    done = run_model(tmp_path, "--variants", "random,dot_product,random+dot_product")
+    if "g++ cannot build" in done.stderr and tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 13):
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr[-3000:]
+    content = json.loads((tmp_path / "results.json").read_text())
+    rows = {row["name"]: row for row in content["results"]}
+    assert set(rows) == {"transformer", *COMPUTED} and rows["transformer"]["ratio"] == 1
+    for name, ((fast, slow), (small, large)) in COMPUTED.items():
+        assert fast < 1 / rows[name]["ratio"] < slow, f"{name}: {1 / rows[name]['ratio']:.2f} of stock's time"
+        assert small < rows[name]["memory_share"] < large, f"{name}: {rows[name]['memory_share']:.2f} of its memory"
+    assert all(row["computed"] and row["kernels"] > 100 for row in rows.values())
+    assert "computed, not measured" in content["gpu"] and content["clock"] == "no clock"
+    for text in (done.stdout, (tmp_path / "results.md").read_text()):
+        assert text.splitlines()[0].startswith("model of an H100: computed, not measured")
+        assert text.count("x | computed |") + text.count("x computed\n") == len(rows)
+
+
+def test_kernels_bytes_and_products_of_the_model():
+    """One product and one sum, by hand: 2 B of every operand and result, or products; and what stays alive."""
+    if load("absent_device").objection():
+        pytest.skip(load("absent_device").objection())
+    code = (
+        f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import absent_device; absent_device.load_device()\n"
+        "import torch; from kernel_meter import measure, on_device, without_values\n"
+        "with without_values():\n"
+        "    layer = on_device(torch.nn.Linear(4096, 8192, bias=False), torch.float16)\n"
+        "    def work():\n"
+        "        x = torch.empty(4096, 4096, dtype=torch.float16, device='cuda')\n"
+        "        y = layer(x).view(-1); y.sum().item(); bool(y.expand(2, -1)[0, 0] > 0)\n"
+        "    m = measure(layer, work, {'work': 1.0})\n"
+        "print(m.by_kernel['mm'], m.by_kernel['sum'], m.peak, m.questions)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    if "g++ cannot build" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    product, total, peak, questions = (float(x) for x in done.stdout.split())
+    assert product == pytest.approx(2 * 4096 * 4096 * 8192 / 550e12, rel=1e-6)
+    assert total == pytest.approx(2 * 4096 * 8192 / 2.6e12, rel=1e-3)
+    assert 2 * (4096 * 4096 + 4096 * 8192) <= peak < 2 * (4096 * 4096 + 4096 * 8192) + 10_000 and questions == 2
 
 
 # ---------------------------------------------------------------------- races
@@ -314,6 +388,7 @@ BAD = {
     "unknown": (["--fast"], "--fast"),
     "out": (["--out", str(FOLDER / "benchmark.py")], "--out"),
     "seconds": (["--seconds", "soon"], "--seconds: soon"),
+    "model": (["--device", "h100-model"], "--device h100-model: the device must be loaded before torch"),
 }
 
 

@@ -1,5 +1,7 @@
 """Attention in blocks of rows: the same numbers and gradients as one product over everything."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from fairseq_synth.checks.case import Case, states
 from fairseq_synth.modules.scorers import SCORERS
 from fairseq_synth.modules.weighted_sum import blocks as module
+from fairseq_synth.modules.weighted_sum import choose
 from fairseq_synth.modules.weighted_sum.blocks import Logits, Rules, block_attention
 
 BATCH, HEADS, SIZE, INNER = 3, 2, 4, 5
@@ -187,10 +190,17 @@ def test_checkpointed_activations(small_blocks):
     assert_same(checkpoint(run, x, use_reentrant=False), run(x), inputs)
 
 
-def test_autocast_is_left_to_pytorch(monkeypatch):
-    monkeypatch.setattr("fairseq_synth.modules.attention.block_attention", None)
-    attention, x = Case("random+dot_product", "decoder").attention().float(), states(9, 2).float()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert attention(x, need_weights=False)[0].dtype == torch.bfloat16
-    with pytest.raises(TypeError):
-        attention(x, need_weights=False)
+@pytest.mark.parametrize("spec", ["random", "dot_product", "random+dot_product", "random|dot_product"])
+def test_autocast_goes_in_blocks_too(spec):
+    """In the type of autocast, with the gradients of PyTorch's way."""
+    attention, x = Case(spec, "decoder").attention().float(), states(9, 2).float()
+    found = {}
+    for ways in (choose.WAYS, [choose.whole.WAY]):
+        with mock.patch.object(choose, "WAYS", ways), choose.watch_ways() as taken:
+            with torch.autocast("cpu", torch.bfloat16):
+                out = attention(x, need_weights=False)[0]
+        assert out.dtype == torch.bfloat16
+        trained = list(attention.parameters())
+        found[taken[0]] = [out.float(), *torch.autograd.grad(out.float().pow(2).sum(), trained)]
+    for got, expected in zip(found["blocks"], found["whole"]):
+        assert torch.allclose(got, expected, rtol=0.05, atol=0.03 * float(expected.detach().abs().max()))

@@ -10,13 +10,13 @@ from fairseq.sequence_generator import SequenceGenerator
 
 from fairseq_synth.checks.case import Case, dictionary, tokens
 from fairseq_synth.decoding import plain_modules
-from fairseq_synth.decoding.cross_attention import CrossAttentionStep
+from fairseq_synth.decoding.cross_attention import CrossAttention, CrossAttentionStep
 from fairseq_synth.decoding.self_attention import ROWS, SelfAttentionStep
 from fairseq_synth.decoding.sentences import follow_order, rows_of
 from fairseq_synth.decoding.step import DecodingStep
 from fairseq_synth.models import decoder as models
 from fairseq_synth.modules import incremental_state
-from fairseq_synth.modules.cache import ROOM, Slots
+from fairseq_synth.modules.cache import ROOM, CachingAttention, Slots
 from fairseq_synth.modules.incremental_state import SENTENCES, STEP
 from fairseq_synth.modules.products import Linear
 from fairseq_synth.modules.scorers import SCORERS
@@ -115,7 +115,9 @@ def test_the_short_way_equals_the_general_one(spec, options, taken):
 @pytest.mark.parametrize("short", [True, False])
 def test_rows_may_go_anywhere(orders, short, monkeypatch):
     model = Case("random+dot_product", "decoder").model()
-    expected = in_general(model, orders=orders)
+    with monkeypatch.context() as patch:  # fairseq's own leaves rows where they are if their number stays
+        patch.setattr(CrossAttention, "reorder_incremental_state", CachingAttention.reorder_incremental_state)
+        expected = in_general(model, orders=orders)
     if not short:
         monkeypatch.setattr(models, "can_step", lambda *args: False)
     assert_equal(decode(model, orders)[0], expected)
@@ -226,7 +228,7 @@ def test_gradients_take_the_general_way(taken):
     assert all(p.grad is not None for p in model.decoder.layers.parameters())
 
 
-@pytest.mark.parametrize("part", ["self_attn", "self_attn.scorer", "self_attn.v_proj", "encoder_attn", "fc1"])
+@pytest.mark.parametrize("part", ["self_attn", "self_attn.v_proj", "encoder_attn", "fc1"])
 def test_hooks_are_called_at_every_step(part):
     model, calls = Case("random", "decoder").model(), []
     expected = in_general(model)

@@ -13,6 +13,7 @@ from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY
 
 from fairseq_synth import compat, training_log
+from fairseq_synth.auxiliary_loss import add_auxiliary_loss
 from fairseq_synth.cli import main
 from fairseq_synth.errors.installation import explain_import
 from fairseq_synth.inspection import environment, findings
@@ -239,11 +240,15 @@ def test_mixture_weights_are_logged_while_training():
         training_log.log_learned(copied)
     assert logged.get_smoothed_values()["mixture_decoder_0_self_random"] == 1
     assert list(copied.state_dict()) == list(model("synth_transformer", *changes).state_dict())
+    loss = torch.ones((), requires_grad=True)
     with metrics.aggregate(new_root=True) as logged:
-        training_log.log_learned(built.eval())
+        add_auxiliary_loss(built.eval(), loss, 3)
         with torch.no_grad():
-            training_log.log_learned(built.train())
+            add_auxiliary_loss(built.train(), loss, 3)
     assert not logged.get_smoothed_values()
+    with metrics.aggregate(new_root=True) as logged:
+        add_auxiliary_loss(built.train(), loss, 3)
+    assert set(logged.get_smoothed_values()) == expected
 
 
 def test_trainable_share_is_logged_where_some_is_frozen():

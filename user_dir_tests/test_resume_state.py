@@ -1,5 +1,6 @@
 """What a resumed training must know: its batches, that it has ended, its counters, its float32 weights."""
 
+import multiprocessing
 import re
 import signal
 from argparse import Namespace
@@ -54,6 +55,20 @@ def test_a_resumed_epoch_has_the_batches_of_an_uninterrupted_one(corpus, tmp_pat
     train(corpus, tmp_path / "parts", *options, updates=0)
     assert seen == whole
     assert differences(tmp_path / "whole" / LAST, tmp_path / "parts" / LAST) == []
+
+
+def test_the_workers_of_an_epoch_end_with_it(corpus, tmp_path, monkeypatch, capfd):
+    """Else they pile up, and those of the next epoch complain about them."""
+    alive, begin = [], Trainer.begin_epoch
+
+    def begin_epoch(self, epoch):
+        alive.append(len(multiprocessing.active_children()))
+        begin(self, epoch)
+
+    monkeypatch.setattr(Trainer, "begin_epoch", begin_epoch)
+    train(corpus, tmp_path, "--max-epoch", "4", "--num-workers", "1", "--disable-validation", updates=0)
+    assert alive == [0, 0, 0, 0] and not multiprocessing.active_children()
+    assert "can only test a child process" not in capfd.readouterr().err
 
 
 def test_the_batches_of_the_first_epoch_may_be_kept(corpus, tmp_path, seen):

@@ -79,6 +79,7 @@ def test_a_checkpoint_without_the_memory_is_told(train, tmp_path):
     checkpoint = torch.load(tmp_path / LAST)
     for name in ("streams", "memory"):
         del checkpoint["extra_state"]["train_iterator"][name]
+    checkpoint["model"] = dict(checkpoint["model"])  # without the digests, which older files lack as well
     torch.save(checkpoint, tmp_path / LAST)
     assert "starts empty, as the checkpoint is of a version that did not save it" in train(tmp_path)
 

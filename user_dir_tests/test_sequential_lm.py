@@ -200,7 +200,7 @@ def test_the_span_loss_joins_every_criterion(name, options, changes):
     model, loss_of = build(**changes).train(), criterion(name, **options)
     tokens, target = sentence()[:, :-1], sentence()[:, 1:].clone()
     target[0, -4:] = model.decoder.padding_idx
-    sample = {"net_input": {"src_tokens": tokens}, "target": target, "ntokens": target.numel() - 4, "nsentences": 1}
+    sample = {"net_input": {"src_tokens": tokens}, "target": target, "ntokens": target.numel() - 4, "nsentences": 2}
     gradients, logged = [], []
     for weight in (0.0, 1e-3):
         model.zero_grad()
@@ -209,7 +209,7 @@ def test_the_span_loss_joins_every_criterion(name, options, changes):
         (loss * 16).backward()
         gradients.append(torch.stack([s.span_ratio.grad for s in adaptive_spans(model)]))
         logged.append(float(logging_output["loss"]))
-    assert sample_size == (1 if options.get("sentence_avg") else target.numel() - 4) and logged[0] == logged[1]
+    assert sample_size == (2 if options.get("sentence_avg") else target.numel() - 4) and logged[0] == logged[1]
     expected = torch.full((2, 2), 16 * sample_size * 1e-3 * 40 / 2, dtype=torch.double)  # weight * S / heads
     torch.testing.assert_close(gradients[1] - gradients[0], expected, rtol=1e-4, atol=0)
 
@@ -217,7 +217,12 @@ def test_the_span_loss_joins_every_criterion(name, options, changes):
 def test_no_span_loss_in_evaluation_and_for_single_losses():
     model, loss_of = build(span_loss=1e3).train(), criterion("cross_entropy")
     tokens = sentence()
-    sample = {"net_input": {"src_tokens": tokens[:, :-1]}, "target": tokens[:, 1:], "ntokens": 5, "nsentences": 1}
+    sample = {
+        "net_input": {"src_tokens": tokens[:, :-1]},
+        "target": tokens[:, 1:].contiguous(),
+        "ntokens": 5,
+        "nsentences": 1,
+    }
     assert float(loss_of(model, sample)[0].detach()) > 1e3
     for loss in (loss_of(model, sample, reduce=False)[0], loss_of(model.eval(), sample)[0]):
         assert float(loss.detach().max()) < 1e3

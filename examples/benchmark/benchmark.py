@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, Dict, List, NoReturn, Optional, Sequence
 
 HERE = Path(__file__).resolve().parent
-SECTIONS = ("attention", "training", "generation", "language_model", "span_attention", "frozen", "flash_attention")
+SECTIONS = ("attention", "training", "loss", "generation", "language_model", "span_attention", "frozen",
+            "flash_attention")  # fmt: skip
+MODEL, MODEL_SECTION = "h100-model", "gpu_model"  # a device that is computed, and the one section for it
 # without them glibc returns every large buffer to the system and gets it back cleared: half of the time on a CPU
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
 
@@ -51,8 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--variants", metavar="A,B", help="scorers and mixtures (default: every registered one, random+dot_product)")
     add("--import", dest="modules", metavar="FILE", action="append", default=[], help="registers your own scorers")
     add("--threads", type=number(int, 1), default=1)
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help=f"default: float32; {MODEL}: float16")
+    add("--device", choices=("cpu", "cuda", MODEL), default="cpu", help=f"{MODEL}: computed, not measured")
     add("--seed", type=number(int, 0), default=1)
     add("--rounds", type=number(int, 1), help="fewest rounds of a race (default: 5; mini: 2)")
     add("--seconds", type=number(float, 0), help="about what one race takes (default: small 2, full 10, mini 0)")
@@ -108,14 +110,15 @@ def build_settings(args: argparse.Namespace) -> Any:
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch sees no GPU here; leave it out to measure the CPU")
-    if args.device == "cpu" and args.dtype == "float16":
+    dtype = args.dtype or ("float16" if args.device == MODEL else "float32")
+    if args.device == "cpu" and dtype == "float16":
         raise UsageError("--dtype float16: nothing trains in it on a CPU; take bfloat16, or --device cuda")
     for path in args.modules:
         import_file(path)
     seconds = {"mini": 0.0, "small": 2.0, "full": 10.0}[args.size] if args.seconds is None else args.seconds
     rounds = (2 if args.size == "mini" else 5) if args.rounds is None else args.rounds
     cases = tuple(part.strip() for part in args.cases.split(",")) if args.cases else ()
-    return Settings(args.size, args.device, args.dtype, args.threads, args.seed, seconds, rounds,
+    return Settings(args.size, args.device, dtype, args.threads, args.seed, seconds, rounds,
                     tuple(choose_variants(args.variants)), cases)  # fmt: skip
 
 
@@ -139,6 +142,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if argv is None:
         settle(args.threads)
     sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+    if args.device == MODEL and not load_absent_device():
+        return 2
     import logging
 
     import torch
@@ -155,12 +160,24 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 2
 
 
+def load_absent_device() -> bool:
+    """Before torch is imported. Says in one line why it cannot be."""
+    from absent_device import CannotLoad, load_device
+
+    try:
+        load_device()
+    except CannotLoad as error:
+        print(f"benchmark.py: error: --device {MODEL}: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def run(args: argparse.Namespace) -> int:
     import results as output
 
     from fairseq_synth.errors import UsageError
 
-    names = choose(args.only, available(), "--only")
+    names = choose(args.only, available(args.device), "--only")
     settings = build_settings(args)
     output.prepare(args.out)
     facts = output.describe(settings)
@@ -175,7 +192,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def available() -> List[str]:
+def available(device: str) -> List[str]:
+    if device == MODEL:
+        return [MODEL_SECTION]
     return [name for name in SECTIONS if (HERE / f"{name}.py").exists()]
 
 

@@ -6,10 +6,12 @@ round, and the median and the quartiles of those ratios are what is reported.
 """
 
 import random
+import re
 import statistics
 import textwrap
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import torch
@@ -21,6 +23,7 @@ LONG = 0.5  # seconds: one call of this length is warm-up enough
 MOST_ROUNDS, FEWEST_OF_LONG = 101, 3
 PATIENCE = 120.0  # seconds: after that, three rounds are enough
 WIDTH, NAME = 80, 28  # of a line; of its first column
+MODEL = "h100-model"  # the device that gpu_model.py computes for
 Results = Dict[str, Any]
 
 
@@ -56,12 +59,20 @@ class Settings:
     @property
     def clock_name(self) -> str:
         """Process time is blind to other programs, but adds up threads and does not see a GPU."""
+        if self.device == MODEL:
+            return "no clock"
         return "process time" if self.device == "cpu" and self.threads == 1 else "wall clock"
 
     def now(self) -> float:
         if self.device == "cuda":
             torch.cuda.synchronize()
         return time.process_time() if self.clock_name == "process time" else time.perf_counter()
+
+
+def high_water() -> int:
+    """Bytes of memory that this process has held at most. (The resource module would count its parent's, too.)"""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return 0 if found is None else 1024 * int(found.group(1))
 
 
 class Column(NamedTuple):
@@ -173,7 +184,8 @@ def print_case(case: str, section: Section) -> None:
     width = _column_width(section)
     titles = "".join(f"{column.title:>{width}}" for column in section.columns)
     first = NAME + width * len(section.columns) - len(titles)
-    print(f"\n{case:{first}}{titles}{'ratio':>8} (quartiles)", flush=True)
+    spread = "" if section.options.get("computed") else " (quartiles)"
+    print(f"\n{case:{first}}{titles}{'ratio':>8}{spread}", flush=True)
 
 
 def _column_width(section: Section) -> int:
@@ -196,6 +208,8 @@ def texts(result: Results, section: Section) -> List[str]:
     cells = [c.form.format(result[c.key] * c.scale) if c.key in result else "-" for c in section.columns]
     if "ratio" not in result:
         return [*cells, "", ""]
+    if result.get("computed"):
+        return [*cells, f"{result['ratio']:.2f}x", "computed"]
     return [*cells, f"{result['ratio']:.2f}x", f"({result['ratio_low']:.2f}-{result['ratio_high']:.2f})"]
 
 

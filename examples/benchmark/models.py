@@ -67,7 +67,7 @@ def arguments(size: Size, name: str, data: str, settings: Settings) -> List[str]
 
 
 def precision(settings: Settings) -> List[str]:
-    flags = ["--cpu"] if settings.device == "cpu" else []
+    flags = [] if settings.device == "cuda" else ["--cpu"]
     return flags + {"float32": [], "bfloat16": ["--bf16"], "float16": ["--fp16"]}[settings.dtype_name]
 
 

@@ -6,11 +6,11 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import fairseq
 import torch
-from common import Results, Section, Settings, texts
+from common import MODEL, Results, Section, Settings, texts
 
 from fairseq_synth import compat
 from fairseq_synth.errors import UsageError
@@ -33,7 +33,7 @@ def describe(settings: Settings) -> Dict[str, Any]:
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "processor": processor(),
         "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if settings.device == "cuda" else None,
+        "gpu": gpu(settings),
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -51,6 +51,12 @@ def describe(settings: Settings) -> Dict[str, Any]:
         "malloc": {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")},
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
+
+
+def gpu(settings: Settings) -> Optional[str]:
+    if settings.device == MODEL:
+        return "model of an H100: computed, not measured"
+    return torch.cuda.get_device_name() if settings.device == "cuda" else None
 
 
 def processor() -> str:
@@ -135,10 +141,11 @@ def _bars(axis: Any, section: Section, rows: List[Results]) -> None:
         found = [r for r in rows if r["case"] == case]
         places = [names.index(r["name"]) + (i - (len(cases) - 1) / 2) * width for r in found]
         heights = [r["ratio"] for r in found]
-        ends = [[r["ratio"] - r["ratio_low"] for r in found], [r["ratio_high"] - r["ratio"] for r in found]]
+        low, high = ([r.get(f"ratio_{end}", r["ratio"]) for r in found] for end in ("low", "high"))
+        ends = [[h - x for h, x in zip(heights, low)], [x - h for h, x in zip(heights, high)]]
         axis.bar(places, heights, width, yerr=ends, label=case, error_kw={"linewidth": 0.8})
     axis.axhline(1.0, color="black", linewidth=0.8)
     axis.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
-    axis.set_ylabel("speed, stock = 1")
+    axis.set_ylabel("speed, stock = 1" + (", computed" if section.options.get("computed") else ""))
     axis.set_title(section.title, fontsize=10)
     axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))

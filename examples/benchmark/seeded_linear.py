@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import multiprocessing
 import os
-import re
 import statistics
 import sys
 import time
@@ -22,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch  # noqa: E402
+from common import high_water  # noqa: E402
 from torch import nn  # noqa: E402
 
 LAYERS = 12
@@ -98,12 +98,7 @@ def peak(case, kind, batch, answer):
     torch.randn(64, 512) @ torch.randn(512, 64)
     before = high_water()
     y = CASES[case][1](kind)(batch)
-    answer.put((high_water() - before, hashlib.sha256(y.numpy().tobytes()).hexdigest()))
-
-
-def high_water():
-    """MiB. (The resource module would count what the parent process held.)"""
-    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()).group(1)) / 1024
+    answer.put(((high_water() - before) / 2**20, hashlib.sha256(y.numpy().tobytes()).hexdigest()))
 
 
 def measure_peak(case, kind, batch):

@@ -48,7 +48,7 @@ fairseq-train "$DATA" --user-dir "$ROOT/fairseq_synth" "${MODEL[@]}" \
     --task translation --source-lang en --target-lang de --share-all-embeddings --dropout 0.3 \
     --optimizer adam --adam-betas '(0.9, 0.98)' --lr 0.005 --lr-scheduler inverse_sqrt \
     --warmup-updates 500 --warmup-init-lr 1e-7 \
-    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
+    --criterion chunked_label_smoothed_cross_entropy --label-smoothing 0.1 \
     --max-tokens 4096 --max-update "$UPDATES" --seed "$SEED" --required-batch-size-multiple 1 \
     --keep-last-epochs 5 --no-progress-bar --log-interval 50 \
     "${DEVICE[@]}" "${@:2}" --save-dir "$CKPT/$RUN" 2>&1 | tee -a "$CKPT/$RUN/train.log"

@@ -15,6 +15,7 @@ from . import (
     checkpoint_content,
     checkpoints,
     cpu_distributed,
+    criterions,
     encoder_fast_path,
     noise,
     numpy_api,
@@ -36,7 +37,6 @@ logger = logging.getLogger(__name__)
 FIXES: Tuple[Callable[[], bool], ...] = (
     checkpoints.allow_fairseq_checkpoints,
     plain_loading.read_plain_data_only,
-    checkpoint_content.store_tensor_digests,
     stored_options.evaluate_literals_only,
     stored_options.refuse_stored_interpolation,
     stored_options.refuse_stored_sizes,
@@ -56,6 +56,7 @@ FIXES: Tuple[Callable[[], bool], ...] = (
     precision.keep_bf16_off_tpu,
     precision.refuse_flat_fp16_on_cpu,
     encoder_fast_path.disable_encoder_fast_path,
+    criterions.introduce_the_model,
     training_seams.step_in_around_loading,
     training_seams.step_in_around_averages,
     training_seams.step_in_after_loss,
@@ -67,7 +68,8 @@ FIXES: Tuple[Callable[[], bool], ...] = (
     saving.write_in_the_background,
     saving.gather_before_saving,
     text_input.read_any_bytes,
-    # the later ones step in first: the folder is locked before anything in it is read
+    # the later ones step in first: what is written is sealed, the folder is locked before anything in it is read
+    checkpoint_content.store_tensor_digests,
     signals.finish_the_update,
     save_dir.restore_a_whole_checkpoint,
     save_dir.hold_save_dir,

@@ -15,7 +15,6 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import torch
 from fairseq import checkpoint_utils
-from fairseq.trainer import Trainer
 from torch import Tensor
 
 from fairseq_synth.errors import UsageError, printable
@@ -37,7 +36,7 @@ def store_tensor_digests() -> bool:
 
     A digest of every tensor is stored with the weights, and compared whenever fairseq loads them.
     """
-    replace(Trainer, "state_dict", _sealing)
+    replace(checkpoint_utils, "torch_persistent_save", _sealing)
     replace(checkpoint_utils, "load_checkpoint_to_cpu", _naming_the_file)
     return True
 
@@ -49,10 +48,13 @@ def refuse_strange_checkpoints() -> bool:
 
 
 def _sealing(stock: Callable) -> Callable:
-    def state_dict(self: Any) -> Any:
-        return seal(stock(self))
+    """Where a checkpoint is written: before, its parts are still being put together."""
 
-    return state_dict
+    def torch_persistent_save(obj: Any, *args: Any, **kwargs: Any) -> Any:
+        holds_model = isinstance(obj, dict) and isinstance(obj.get("model"), dict)
+        return stock(seal(obj) if holds_model else obj, *args, **kwargs)
+
+    return torch_persistent_save
 
 
 def _naming_the_file(stock: Callable) -> Callable:

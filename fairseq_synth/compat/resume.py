@@ -1,5 +1,6 @@
 """A resumed training goes on where the other one stopped: the same batches, counters and weights, to the bit."""
 
+import gc
 import logging
 import math
 import sys
@@ -29,9 +30,12 @@ def make_batches_every_epoch() -> bool:
 
     def making(stock: Callable) -> Callable:
         def get_train_iterator(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if not _says_keep(sys.argv):
-                kwargs["disable_iterator_cache"] = True
-            return stock(self, *args, **kwargs)
+            if _says_keep(sys.argv):
+                return stock(self, *args, **kwargs)
+            _close(getattr(self, "last_train_iterator", None))
+            kwargs["disable_iterator_cache"] = True
+            self.last_train_iterator = stock(self, *args, **kwargs)
+            return self.last_train_iterator
 
         return get_train_iterator
 
@@ -88,6 +92,14 @@ def _says_keep(arguments) -> bool:
     """The default is False, too: only the command line tells who said it."""
     words = " ".join(arguments[1:]).lower().replace("=", " ")
     return any(f"{option} false" in words for option in ("--update-epoch-batch-itr", "dataset.update_epoch_batch_itr"))
+
+
+def _close(iterator: Any) -> None:
+    """End the processes that load data for it, now: forks of the next epoch would hold on to them."""
+    if getattr(iterator, "num_workers", 0):
+        for name in ("_cur_epoch_itr", "_next_epoch_itr", "dataloader"):
+            setattr(iterator, name, None)
+        gc.collect()
 
 
 # ---------------------------------------------------------------------- a finished training

@@ -3,8 +3,8 @@
 Memory is traded for time: every forward pass draws every block again. The blocks are rows of the matrix, so each
 output is one dot product over the whole input, as with the whole matrix. The products of a block are those of the
 same rows of a stored matrix; whether they equal, to the last bit, what one multiplication by the whole matrix gives
-is up to the BLAS library: those of MKL and, with torch 2.13, oneDNN do on the CPU for blocks of a multiple of MIN_ROWS
-rows (examples/benchmark/seeded_linear.py compares them); the oneDNN of torch 2.2 rounds some blocks otherwise.
+is up to the BLAS library and the processor: those of MKL and, with torch 2.13, oneDNN do on AMD's processors for blocks
+of a multiple of MIN_ROWS rows, MKL's do not on some of Intel's (examples/benchmark/seeded_linear.py compares them).
 """
 
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
