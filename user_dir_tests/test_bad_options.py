@@ -1,7 +1,10 @@
 """Model options that mean nothing, alone or together: one line, no traceback, no checkpoint."""
 
+import subprocess
+import sys
+
 import pytest
-from conftest import USER_DIR, call_command, train_args
+from conftest import ENVIRONMENT, USER_DIR, call_command, train_args
 
 from fairseq_synth.errors import explain
 
@@ -13,23 +16,24 @@ TRANSLATION = {
     "span loss nan": ([*SPAN, "--span-loss", "nan"], ["--span-loss nan", "finite"]),
     "span loss inf": ([*SPAN, "--span-loss", "inf"], ["--span-loss inf", "finite"]),
     "span loss negative": ([*SPAN, "--span-loss", "-1"], ["--span-loss -1", "0"]),
-    "span ramp negative": ([*SPAN, "--span-ramp", "-4"], ["--span-ramp -4", "at least 1"]),
+    "span ramp negative": ([*SPAN, "--span-ramp", "-4"], ["ramp -4", "at least 1"]),
     "layers negative": (["--encoder-layers", "-2"], ["--encoder-layers -2", "at least 1"]),
     "heads zero": (["--encoder-attention-heads", "0"], ["--encoder-attention-heads 0"]),
     "heads negative": (["--decoder-attention-heads", "-2"], ["--decoder-attention-heads -2"]),
-    "dimension zero": (["--encoder-embed-dim", "0"], ["--encoder-embed-dim 0", "at least 1"]),
-    "dimension negative": (["--decoder-embed-dim", "-16"], ["--decoder-embed-dim -16", "at least 1"]),
+    "dimension zero": (["--encoder-embed-dim", "0", "--decoder-embed-dim", "0"], ["-embed-dim 0", "at least 1"]),
+    "dimension negative": (["--encoder-embed-dim", "-16", "--decoder-embed-dim", "-16"],
+                           ["-embed-dim -16", "at least 1"]),
     "feed-forward zero": (["--encoder-ffn-embed-dim", "0"], ["--encoder-ffn-embed-dim 0", "at least 1"]),
     "feed-forward negative": (["--decoder-ffn-embed-dim", "-8"], ["--decoder-ffn-embed-dim -8", "at least 1"]),
     "dropout above 1": (["--dropout", "1.5"], ["--dropout 1.5"]),
     "dropout nan": (["--dropout", "nan"], ["--dropout nan"]),
     "dropout negative": (["--attention-dropout", "-0.1"], ["--attention-dropout -0.1"]),
     "layer dropout": (["--encoder-layerdrop", "2"], ["--encoder-layerdrop 2"]),
-    "scale heads": (["--scale-heads", "--decoder-attention-dim", "8"], ["--scale-heads", "--decoder-attention-dim 8"]),
     "scalar quantisation": (
         [ENCODER, "factorized_dense", "--quant-noise-scalar", "0.5"], ["--quant-noise-scalar 0.5", "factorized_dense"],
     ),
-    "adaptive factor": (["--adaptive-softmax-factor", "2"], ["--adaptive-softmax-factor 2", "--adaptive-softmax-cutoff"]),
+    "adaptive factor": (["--adaptive-softmax-factor", "2"],
+                        ["--adaptive-softmax-factor 2", "--adaptive-softmax-cutoff"]),
     "adaptive input": (["--adaptive-input"], ["--adaptive-input", "language"]),
     "cutoff not rising": (["--adaptive-softmax-cutoff", "20,10", "--criterion", "adaptive_loss"],
                           ["--adaptive-softmax-cutoff"]),
@@ -40,9 +44,9 @@ TRANSLATION = {
     "square": ([ENCODER, "random*\u00b2"], ["random*\u00b2", "number of layers"]),
     "square factors": ([ENCODER, "factorized_dense", "--synthesizer-factors", "\u00b2,8"], ["--synthesizer-factors"]),
     "square layers to keep": (["--encoder-layers-to-keep", "\u00b2"], ["--encoder-layers-to-keep"]),
-    "endless pattern": (["--freeze", "re:(([a-z0-9._]+)+)+!"], ["--freeze", "(([a-z0-9._]+)+)+!"]),
     "memory of half precision": (
-        ["--optimizer", "adagrad_tensor_clip", "--memory-efficient-fp16"], ["--memory-efficient-fp16", "adagrad_tensor_clip"],
+        ["--optimizer", "adagrad_tensor_clip", "--memory-efficient-fp16"],
+        ["--memory-efficient-fp16", "adagrad_tensor_clip"],
     ),
 }  # fmt: skip
 
@@ -53,14 +57,15 @@ SEQUENTIAL = {
     "heads": (["--attention-heads", "3"], ["--attention-heads 3", "--embed-dim 16"]),
     "dimension": (["--embed-dim", "-16"], ["--embed-dim -16", "at least 1"]),
     "feed-forward": (["--ffn-embed-dim", "-4"], ["--ffn-embed-dim -4"]),
-    "limit": (["--attention-span", "0"], ["--attention-span 0", "at least 1"]),
+    "limit": (["--attention-span", "0"], ["span 0", "at least 1"]),
     "negative limit": (["--attention-span", "-8"], ["--attention-span -8", "at least 1"]),
-    "initial span": (["--initial-span", "-1"], ["--initial-span -1"]),
-    "initial span nan": (["--initial-span", "nan"], ["--initial-span nan"]),
-    "initial span beyond": (["--initial-span", "99"], ["--initial-span 99", "--attention-span 32"]),
-    "fixed span with a loss": (["--fixed-span", "--initial-span", "4", "--span-loss", "0.1"], ["--fixed-span", "--span-loss 0.1"]),
+    "initial span": (["--initial-span", "-1"], ["span -1"]),
+    "initial span nan": (["--initial-span", "nan"], ["span nan"]),
+    "initial span beyond": (["--initial-span", "99"], ["span 99", "32"]),
+    "fixed span with a loss": (["--fixed-span", "--initial-span", "4", "--span-loss", "0.1"],
+                               ["--fixed-span", "--span-loss 0.1"]),
     "span loss nan": (["--span-loss", "nan"], ["--span-loss nan", "finite"]),
-    "ramp": (["--span-ramp", "0"], ["--span-ramp 0", "at least 1"]),
+    "ramp": (["--span-ramp", "0"], ["ramp 0", "at least 1"]),
     "memory": (["--persistent-memory", "-2"], ["--persistent-memory -2"]),
     "factor without cutoff": (["--adaptive-factor", "2"], ["--adaptive-factor 2", "--adaptive-cutoff"]),
     "factor": (["--adaptive-cutoff", "10,20", "--adaptive-factor", "0"], ["--adaptive-factor 0"]),
@@ -102,12 +107,41 @@ def blocks(corpus, tmp_path_factory):
     return folder
 
 
+QUIET = ["--optimizer", "adam", "--lr", "0.01", "--max-update", "1", "--cpu", "--no-progress-bar", "--num-workers", "0"]
+
+
 @pytest.mark.parametrize("name", SEQUENTIAL)
 def test_sequential(name, blocks, tmp_path):
     options, says = SEQUENTIAL[name]
     sizes = [word for pair in SMALL.items() for word in pair]
-    line = line_of(blocks, "--user-dir", USER_DIR, "--task", "streaming_lm", "--arch", "adaptive_span_lm", *sizes,
-                   "--tokens-per-sample", "8", "--batch-size", "2", "--optimizer", "adam", "--lr", "0.01", "--max-update",
-                   "1", "--save-dir", tmp_path, "--cpu", "--no-progress-bar", "--num-workers", "0", *options)  # fmt: skip
+    model = [
+        "--task",
+        "streaming_lm",
+        "--arch",
+        "adaptive_span_lm",
+        *sizes,
+        "--tokens-per-sample",
+        "8",
+        "--batch-size",
+        "2",
+    ]
+    line = line_of(blocks, "--user-dir", USER_DIR, *model, *QUIET, "--save-dir", tmp_path, *options)
     assert all(part in line for part in says), line
     assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_scaled_heads_of_another_width(blocks, tmp_path):
+    sizes = ["--decoder-layers", "1", "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "16",
+             "--decoder-attention-heads", "2", "--tokens-per-sample", "8", "--max-tokens", "99"]  # fmt: skip
+    model = ["--task", "language_modeling", "--arch", "synth_transformer_lm", *sizes]
+    options = ["--scale-heads", "--decoder-attention-dim", "8"]
+    line = line_of(blocks, "--user-dir", USER_DIR, *model, *QUIET, "--save-dir", tmp_path, *options)
+    assert "--scale-heads" in line and "--decoder-attention-dim 8" in line, line
+
+
+def test_a_pattern_that_takes_for_ever(corpus, tmp_path):
+    """In a process that can be ended."""
+    options = train_args(corpus, tmp_path, "--freeze", "re:(([a-z0-9._]+)+)+!", updates=1)
+    command = [sys.executable, "-m", "fairseq_cli.train", *map(str, options)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode and "--freeze re:(([a-z0-9._]+)+)+!" in done.stderr.strip().splitlines()[-1]
