@@ -72,7 +72,7 @@ def test_a_flipped_bit_names_the_tensor(trained, tmp_path):
             start, size = rng.choice(tensors)
             broken = flipped(path, tmp_path / "broken.pt", start + rng.randrange(size), rng.randrange(8))
             line = line_of(checkpoint_utils.load_checkpoint_to_cpu, str(broken))
-            found = re.match(rf"checkpoint {broken}: (\w+): (\S+) is not what was written \(1 of", line)
+            found = re.match(rf"checkpoint {broken}: (\w+): (\S+) is not what was written \(\d+ of", line)
             assert found and f"{found.group(1)}.{found.group(2)}" in names, line
 
 

@@ -13,6 +13,7 @@ from fairseq.logging.meters import MetersDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairseq_synth.compat import stored_options
 from fairseq_synth.compat.literals import literal
 from fairseq_synth.errors import UsageError
 
@@ -97,7 +98,11 @@ def test_no_module_of_fairseq_is_left_out():
 @pytest.mark.parametrize("place", ["cfg", "args"])
 def test_options_of_a_file_do_not_read_the_environment(place, text):
     inner = {"model": {"names": ["a", {"b": text}]}}
-    state = {"cfg": inner if place == "cfg" else None, "args": Namespace(**inner) if place == "args" else None}
+    state = {
+        "model": {"a": torch.zeros(1)},
+        "cfg": inner if place == "cfg" else None,
+        "args": Namespace(**inner) if place == "args" else None,
+    }
     with pytest.raises(UsageError, match="must not read the environment"):
         checkpoint_utils._upgrade_state_dict(state)
 
@@ -123,3 +128,34 @@ def test_meters_come_back():
     before["loss"].update(3.0)
     after.load_state_dict(before.state_dict())
     assert after["loss"].avg == 3.0
+
+
+LARGE = [("encoder_layers", 10**9), ("layers", 101), ("decoder_embed_dim", 2**20), ("encoder_ffn_embed_dim", 1e300),
+         ("synthesizer_max_length", 10**6), ("attention_heads", 10**5), ("persistent_memory", 10**9)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, value", LARGE)
+@pytest.mark.parametrize("place", ["cfg", "args", "namespace"])
+def test_a_model_is_no_larger_than_its_file(place, name, value):
+    options = {name: value}
+    state = {"model": {"a": torch.zeros(3)}, "args": Namespace(**options) if place == "args" else None}
+    state["cfg"] = {"model": Namespace(**options) if place == "namespace" else options} if place != "args" else None
+    with pytest.raises(UsageError, match=f"{name} .*nothing in it is that large"):
+        checkpoint_utils._upgrade_state_dict(state)
+
+
+def test_other_options_of_a_training_are_no_sizes():
+    """fairseq's older models keep all options in one Namespace."""
+    from fairseq import options
+
+    parser = options.get_training_parser()
+    known = options.parse_args_and_arch(parser, ["--arch", "transformer", "--task", "translation", "data"])
+    vars(known).update(seed=10**9, max_tokens=10**9, max_source_positions=10**6, embed_dim=None, batch_size_valid=10**7)
+    stored_options._check_sizes(vars(known), {"a": torch.zeros(3)})
+
+
+def test_a_large_file_may_hold_a_large_model():
+    weights = {f"layer{i}": torch.zeros(1) for i in range(200)}
+    stored_options._check_sizes({"encoder_layers": 200}, weights)
+    stored_options._check_sizes({"encoder_embed_dim": 2**14}, {"a": torch.zeros(1, 2**14)})
+    stored_options._check_sizes({"encoder_embed_dim": 2**14}, {"frozen_seed": torch.zeros(1)})

@@ -16,8 +16,12 @@ from .patching import replace
 
 # ${oc.env:NAME} and its kin, unlike ${model.encoder_embed_dim}
 _RESOLVER = re.compile(r"\$\{[^{}]*:")
-# options that say how large a model is; below these limits they may say what they like
-_SIZE = re.compile(r"(?:^|_)(layers|dim|dims|heads|memory|length|rank|span|size|experts|channels)$")
+# Options of models that say how large one is; below these limits they may say what they like. Only these: fairseq's
+# older models keep the options of the whole training beside them.
+_SIZE = re.compile(
+    r"(?:(?:encoder|decoder)_)?(layers|(?:ffn_)?embed_dim|attention_heads|attention_dim|input_dim|output_dim|hidden_size)"
+    r"|persistent_memory|synthesizer_(?:max_length|rank)"
+)
 FREE_LAYERS, FREE_SIZE = 100, 2**13
 SEED = "frozen_seed"
 
@@ -90,7 +94,7 @@ def _check_sizes(options: Dict[Any, Any], weights: Dict[str, Any]) -> None:
     largest = max([n for t in weights.values() if isinstance(t, torch.Tensor) for n in t.shape] + [FREE_SIZE])
     limits = {"layers": max(len(weights), FREE_LAYERS), "size": largest if SEED not in weights else sys.maxsize}
     for name, value in options.items():
-        kind = _SIZE.search(str(name))
+        kind = _SIZE.fullmatch(str(name))
         if not kind or not isinstance(value, (int, float)):
             continue
         limit = limits["layers" if kind.group(1) == "layers" else "size"]

@@ -175,7 +175,8 @@ def _context_window(exc: BaseException) -> Optional[str]:
 
 def _already_clear(exc: BaseException) -> Optional[str]:
     """Messages of fairseq that need no translation, only freeing from the traceback."""
-    return str(exc) if re.match(r"(Optimizer|Criterion) does not match; please reset", str(exc)) else None
+    clear = r"(Optimizer|Criterion) does not match; please reset|Unsupported optimizer: |--[a-z][a-z-]+ "
+    return str(exc) if isinstance(exc, (ValueError, AssertionError)) and re.match(clear, str(exc)) else None
 
 
 def _strange_checkpoint(exc: BaseException) -> Optional[str]:
