@@ -49,7 +49,7 @@ OPTIONS = {
     "layers_to_keep": (["--encoder-layers-to-keep", "0,2"], ["--encoder-layers-to-keep 0,2", "'2'", "from 0 to 1"]),
     "span": (["--encoder-adaptive-span", "-1"], ["--encoder-adaptive-span -1", "0 for no span"]),
     "ramp_unused": (["--span-ramp", "8"], ["--span-ramp 8", "no effect without --encoder-adaptive-span"]),
-    "no_ramp": (["--decoder-adaptive-span", "9", "--span-ramp", "0"], ["span ramp 0", "at least 1"]),
+    "no_ramp": (["--decoder-adaptive-span", "9", "--span-ramp", "0"], ["--span-ramp 0", "at least 1"]),
     "memory": (["--persistent-memory", "-2"], ["--persistent-memory -2"]),
     "keep_feed_forward": (["--keep-feed-forward"], ["--keep-feed-forward", "--persistent-memory"]),
     "embedding_sizes": (["--decoder-embed-dim", "32"], ["--share-all-embeddings"]),

@@ -282,8 +282,8 @@ def _check_effects(cfg: Any) -> None:
             raise UsageError(f"--adaptive-factor {cfg.adaptive_factor:g}: must be at least 1, and finite")
         if cfg.embed_dim // cfg.adaptive_factor ** len(rising) < 1:
             raise UsageError(
-                f"--adaptive-factor {cfg.adaptive_factor:g}: leaves nothing of --embed-dim {cfg.embed_dim} for the last "
-                f"of {len(rising) + 1} bands; lower it, or leave out bands"
+                f"--adaptive-factor {cfg.adaptive_factor:g}: leaves nothing of --embed-dim {cfg.embed_dim} for the "
+                f"last of {len(rising) + 1} bands; lower it, or leave out bands"
             )
     elif cfg.adaptive_factor != 4:
         raise UsageError(
