@@ -107,7 +107,7 @@ def test_resume_with_another_set_is_refused(case, copied, corpus):
     assert line.startswith(f"--freeze {CHANGED[case][1]}: " if CHANGED[case] else "no --freeze: ")
     for part in ("checkpoint_last.pt was trained with --freeze ffn", "--reset-optimizer", "--finetune-from-model"):
         assert part in line
-    assert [p.name for p in copied.iterdir()] == ["checkpoint_last.pt"]
+    assert [p.name for p in copied.glob("*.pt")] == ["checkpoint_last.pt"]
     assert (copied / "checkpoint_last.pt").read_bytes() == before
 
 
@@ -153,6 +153,7 @@ def test_generate_verifies(trained, corpus):
 def test_a_full_checkpoint_without_a_record_loads(trained, corpus, tmp_path):
     state = torch.load(trained[0] / "checkpoint_last.pt", weights_only=True)
     del state["model"][record.KEY]
+    state["model"] = dict(state["model"])  # without the digests of tensors, too
     torch.save(state, tmp_path / "old.pt")
     printed = call_command("generate", *generate_args(corpus, tmp_path / "old.pt"))
     assert "frozen parameters are not verified" in printed and len(hypotheses(printed)) == 13
