@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_synth.checks import INVARIANTS, Case, check_one, invariants, run
+from fairseq_synth.checks import INVARIANTS, Case, check_one, run, training
 from fairseq_synth.checks.case import states
 from fairseq_synth.modules.scorers import SCORERS, Logits, Scorer, register_scorer
 from fairseq_synth.modules.scorers.base import takers
@@ -220,7 +220,7 @@ def test_a_way_that_differs_is_caught(monkeypatch):
         return outputs * 1.001, weights
 
     monkeypatch.setattr(choose, "WAYS", [blocks.WAY._replace(attend=wrong), *choose.WAYS])
-    monkeypatch.setattr(invariants, "WAYS", choose.WAYS)
+    monkeypatch.setattr(training, "WAYS", choose.WAYS)
     assert not check_one(INVARIANTS["ways"], Case("dot_product", "decoder")).passed
 
 

@@ -3,7 +3,7 @@
 ``fairseq-synth check SPEC`` runs them all; the test suite runs them over the registry.
 """
 
-from fairseq_synth.checks import invariants  # noqa: F401  (fills the registry)
+from fairseq_synth.checks import invariants, training  # noqa: F401  (fill the registry)
 from fairseq_synth.checks.case import Case
 from fairseq_synth.checks.registry import INVARIANTS, Outcome, check_one, run
 

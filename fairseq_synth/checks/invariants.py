@@ -4,8 +4,7 @@ An invariant returns the largest error it saw; the runner compares it with the t
 is tight, so that an error of principle cannot hide behind rounding.
 """
 
-import io
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict
 
 import torch
 from torch import Tensor
@@ -20,41 +19,11 @@ from fairseq_synth.checks.case import (
     states,
     tokens,
 )
+from fairseq_synth.checks.compare import attend, decode, gap, model_inputs, sentences
 from fairseq_synth.checks.registry import NotApplicable, invariant
 from fairseq_synth.errors import UsageError
 from fairseq_synth.modules.attention import SynthAttention
 from fairseq_synth.modules.positions import Positions
-from fairseq_synth.modules.scorers.logits import HeadLogits
-from fairseq_synth.modules.weighted_sum import whole as reference_way
-from fairseq_synth.modules.weighted_sum.by_heads import split_case
-from fairseq_synth.modules.weighted_sum.choose import WAYS
-
-
-# ---------------------------------------------------------------------- helpers
-def _gap(a: Tensor, b: Tensor) -> float:
-    if a.shape != b.shape:
-        raise ValueError(f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
-    difference = (a.double() - b.double()).abs()
-    return float("inf") if not bool(torch.isfinite(difference).all()) else float(difference.max().detach())
-
-
-def _attend(attention: SynthAttention, x: Tensor, **options: Any) -> Tensor:
-    """The attention's output, x also serving as the encoder's output in cross-attention."""
-    return attention(x, x, x, need_weights=False, **options)[0]
-
-
-def _sentences(x: Tensor, lengths: Tuple[int, ...] = LENGTHS) -> List[Tensor]:
-    return [x[:n, b : b + 1] for b, n in enumerate(lengths)]
-
-
-def _model_inputs(left: bool = False) -> Tuple[Tensor, Tensor]:
-    target = tokens((6, 4, 3), pad_left=False, seed=9)
-    target[:, 0] = 2
-    return tokens(pad_left=left), target
-
-
-def _decode(model: Any, source: Tensor, target: Tensor) -> Tensor:
-    return model(source, source.ne(1).sum(1), target)[0]
 
 
 # ---------------------------------------------------------------------- the invariants
@@ -63,8 +32,8 @@ def reference(case: Case) -> float:
     attention = case.attention()
     x = states(max(LENGTHS), len(LENGTHS))
     worst = 0.0
-    for sentence in _sentences(x):
-        worst = max(worst, _gap(_attend(attention, sentence), naive_attention(attention, sentence)))
+    for sentence in sentences(x):
+        worst = max(worst, gap(attend(attention, sentence), naive_attention(attention, sentence)))
     return worst
 
 
@@ -104,38 +73,38 @@ def _soft_mask(attention: SynthAttention, head: int, row: int, column: int) -> A
 @invariant("pads on the left, on the right, or anywhere change nothing")
 def padding(case: Case) -> float:
     x = states(max(LENGTHS), len(LENGTHS))
-    right = _attend(case.attention(right_padded=True), x, key_padding_mask=padding_mask())
-    anywhere = _attend(case.attention(), x, key_padding_mask=padding_mask())
-    left = _attend(case.attention(), shift_left_padding(x), key_padding_mask=padding_mask(left=True))
+    right = attend(case.attention(right_padded=True), x, key_padding_mask=padding_mask())
+    anywhere = attend(case.attention(), x, key_padding_mask=padding_mask())
+    left = attend(case.attention(), shift_left_padding(x), key_padding_mask=padding_mask(left=True))
     # in cross-attention the queries are tokens of the other language: they move with their rows
     worst = 0.0
     for b, n in enumerate(LENGTHS):
         if case.side != "cross":
-            worst = max(worst, _gap(left[-n:, b], right[:n, b]))
-        worst = max(worst, _gap(anywhere[:n, b], right[:n, b]))
-    source, target = _model_inputs()
+            worst = max(worst, gap(left[-n:, b], right[:n, b]))
+        worst = max(worst, gap(anywhere[:n, b], right[:n, b]))
+    source, target = model_inputs()
     model, real = case.model(), target.ne(1)
-    expected = _decode(model, source, target)[real]
-    shifted = _decode(model, _model_inputs(left=True)[0], target)[real]
+    expected = decode(model, source, target)[real]
+    shifted = decode(model, model_inputs(left=True)[0], target)[real]
     left_target = tokens((6, 4, 3), pad_left=True, seed=9)
     for row, n in enumerate((6, 4, 3)):
         left_target[row, -n] = 2
-    both = _decode(model, _model_inputs(left=True)[0], left_target)[left_target.ne(1)]
-    return max(worst, _gap(shifted, expected), _gap(both, expected))
+    both = decode(model, model_inputs(left=True)[0], left_target)[left_target.ne(1)]
+    return max(worst, gap(shifted, expected), gap(both, expected))
 
 
 @invariant("no output depends on a later token", sides=("decoder", "cross"))
 def causality(case: Case) -> float:
     model = case.model()
     source, target = tokens((7, 7)), tokens((6, 6), seed=9)
-    before = _decode(model, source, target)
+    before = decode(model, source, target)
     worst = 0.0
     for t in range(target.size(1)):
         changed = target.clone()
         changed[:, t] = 4 + (changed[:, t] - 3) % 20
-        after = _decode(model, source, changed)
-        worst = max(worst, _gap(after[:, :t], before[:, :t]) if t else 0.0)
-        if _gap(after[:, t:], before[:, t:]) == 0.0:
+        after = decode(model, source, changed)
+        worst = max(worst, gap(after[:, :t], before[:, :t]) if t else 0.0)
+        if gap(after[:, t:], before[:, t:]) == 0.0:
             raise ValueError(f"changing token {t} changes nothing: the test does not see the model")
     return worst
 
@@ -155,7 +124,7 @@ def cached(case: Case) -> float:
             new = x[t : t + chunk]
             keys = memory if case.side == "cross" else new
             outs.append(attention(new, keys, keys, mask, state, need_weights=False, static_kv=case.side == "cross")[0])
-        worst = max(worst, _gap(torch.cat(outs), full))
+        worst = max(worst, gap(torch.cat(outs), full))
     return max(worst, _cached_with_left_pads(attention) if case.side == "decoder" else 0.0)
 
 
@@ -174,20 +143,20 @@ def _cached_with_left_pads(attention: SynthAttention) -> float:
         got = torch.cat(outs)
         for b, n in enumerate(lengths):
             alone = attention(x[4 - n :, b : b + 1], need_weights=False)[0]
-            worst = max(worst, _gap(got[4 - n :, b], alone[:, 0]))
+            worst = max(worst, gap(got[4 - n :, b], alone[:, 0]))
     return worst
 
 
 @invariant("a sentence alone equals the sentence in a batch")
 def alone(case: Case) -> float:
     model = case.model()
-    source, target = _model_inputs(left=True)
-    batch = _decode(model, source, target)
+    source, target = model_inputs(left=True)
+    batch = decode(model, source, target)
     worst = 0.0
     for b in range(source.size(0)):
         one_source = source[b][source[b].ne(1)].unsqueeze(0)
         one_target = target[b][target[b].ne(1)].unsqueeze(0)
-        worst = max(worst, _gap(_decode(model, one_source, one_target)[0], batch[b, : one_target.size(1)]))
+        worst = max(worst, gap(decode(model, one_source, one_target)[0], batch[b, : one_target.size(1)]))
     return worst
 
 
@@ -206,114 +175,8 @@ def reorder(case: Case) -> float:
         encoder_out = model.encoder.reorder_encoder_out(encoder_out, order)
         for t in range(4, 7):
             step = model.decoder(target[order, :t], encoder_out, incremental_state=state)[0]
-            full = _decode(model, source[order], target[order, :t])[:, -1:]
-            worst = max(worst, _gap(step, full))
-    return worst
-
-
-@invariant("save, reload, same outputs", tolerance=0.0)
-def reload(case: Case) -> float:
-    model, inputs = case.model(), _model_inputs()
-    file = io.BytesIO()
-    torch.save(model.state_dict(), file)
-    file.seek(0)
-    other = case.model(seed=99)
-    other.load_state_dict(torch.load(file, weights_only=True))
-    return _gap(_decode(other, *inputs), _decode(model, *inputs))
-
-
-@invariant("every trainable parameter gets a finite gradient; the scorers' are not zero", tolerance=0.0)
-def gradients(case: Case) -> float:
-    model = case.model().train()
-    source, target = _model_inputs()
-    torch.log_softmax(_decode(model, source, target), dim=-1)[..., 4:9].sum().backward()
-    for name, parameter in model.named_parameters():
-        if parameter.grad is None or not bool(torch.isfinite(parameter.grad).all()):
-            raise ValueError(f"{name} has no finite gradient")
-        if ".scorer." in name and not bool(parameter.grad.abs().sum() > 0):
-            raise ValueError(f"{name}: the gradient is zero")
-    return 0.0
-
-
-@invariant("training moves no buffer", tolerance=0.0)
-def buffers(case: Case) -> float:
-    model = case.model().train()
-    before = {n: b.clone() for n, b in model.named_buffers()}
-    _train(model)
-    return max(_gap(b, before[n]) for n, b in model.named_buffers() if b.numel())
-
-
-@invariant("training moves nothing that --freeze names, and the rest", tolerance=0.0)
-def freeze(case: Case) -> float:
-    attention = case.attention()
-    words = ["attention"] + (["scorer"] if any(True for _ in attention.scorer.parameters()) else [])
-    worst = 0.0
-    for word in words:
-        model = case._replace(options=(*case.options, ("freeze", word))).model().train()
-        before = {n: p.detach().clone() for n, p in model.named_parameters()}
-        _train(model)
-        moved = {n: _gap(p, before[n]) for n, p in model.named_parameters()}
-        frozen = set(model.frozen_parameters)
-        worst = max([worst, *(moved[n] for n in frozen)])
-        still = [n for n in moved if n not in frozen and moved[n] == 0.0]
-        if still:
-            raise ValueError(f"--freeze {word}: {still[0]} did not move, and is not frozen")
-    return worst
-
-
-def _train(model: Any) -> None:
-    """Two updates, with weight decay."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=0.1, weight_decay=0.1)
-    source, target = _model_inputs()
-    for _ in range(2):
-        optimizer.zero_grad()
-        _decode(model, source, target).pow(2).mean().backward()
-        optimizer.step()
-
-
-@invariant("every way that takes a case gives what the reference gives, and its gradients")
-def ways(case: Case) -> float:
-    attention, x = case.attention(right_padded=True), states(max(LENGTHS), len(LENGTHS))
-    worst = 0.0
-    for pads in (None, padding_mask()):
-        lengths = (max(LENGTHS),) * len(LENGTHS) if pads is None or case.side == "cross" else LENGTHS
-        whole = attention.case(x, x, pads)
-        for one in split_case(whole) if isinstance(whole.logits, HeadLogits) else [whole]:
-            expected = _with_gradients(attention, reference_way.attend(one), lengths)
-            for way in WAYS:
-                answer = way.attend(one) if way.takes(one) else None
-                if answer is not None:
-                    got = _with_gradients(attention, answer, lengths)
-                    worst = max([worst, *(_gap(a, b) for a, b in zip(got, expected))])
-    return worst
-
-
-def _with_gradients(attention: SynthAttention, answer: Any, lengths: Tuple[int, ...]) -> List[Tensor]:
-    """Outputs at real tokens, and the gradients of the attention's parameters."""
-    outputs = torch.cat([answer[0][:n, b] for b, n in enumerate(lengths)])
-    trained = [p for p in attention.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(outputs.pow(2).sum(), trained, retain_graph=True, allow_unused=True)
-    return [outputs.detach(), *(g for g in gradients if g is not None)]
-
-
-@invariant("bfloat16, float16 and autocast stay finite and close", tolerance=0.08)
-def half_precision(case: Case) -> float:
-    x, mask = states(max(LENGTHS), len(LENGTHS)), padding_mask()
-    attention = case.attention(right_padded=True)
-    full = _attend(attention, x, key_padding_mask=mask)
-    worst = 0.0
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = _attend(attention.float(), x.float(), key_padding_mask=mask)
-    for dtype in (torch.bfloat16, torch.float16):
-        try:
-            half = _attend(attention.to(dtype), x.to(dtype), key_padding_mask=mask)
-        except RuntimeError as error:
-            if "not implemented for 'Half'" not in str(error):
-                raise
-            continue  # an old torch on a CPU: bfloat16 has been checked
-        for b, n in enumerate(LENGTHS):
-            worst = max(worst, _gap(half[:n, b], full[:n, b]), _gap(mixed[:n, b], full[:n, b]))
+            full = decode(model, source[order], target[order, :t])[:, -1:]
+            worst = max(worst, gap(step, full))
     return worst
 
 
@@ -321,11 +184,11 @@ def half_precision(case: Case) -> float:
 def too_long(case: Case) -> float:
     attention = case.attention()
     if attention.max_length is None:
-        _attend(attention, states(3 * MAX_LENGTH, 1))
+        attend(attention, states(3 * MAX_LENGTH, 1))
         raise NotApplicable("takes any length")
-    _attend(attention, states(attention.max_length, 1))
+    attend(attention, states(attention.max_length, 1))
     try:
-        _attend(attention, states(attention.max_length + 1, 1))
+        attend(attention, states(attention.max_length + 1, 1))
     except UsageError as error:
         line = str(error)
     else:
@@ -354,5 +217,5 @@ def generation(case: Case) -> float:
                 logits = model(one, None, previous.unsqueeze(0))
                 scores = model.get_normalized_probs(logits, log_probs=True)[0]
                 forced = scores.gather(1, target.unsqueeze(1)).squeeze(1)
-                worst = max(worst, _gap(hypothesis["positional_scores"], forced.float()))
+                worst = max(worst, gap(hypothesis["positional_scores"], forced.float()))
     return worst

@@ -56,16 +56,28 @@ def finish_model(model: Any, cfg: Any) -> Any:
 
 
 def _pruning_left_to_do(state_dict: Mapping[str, Any], model_cfg: Any) -> Any:
-    """The options without --*-layers-to-keep where the state holds as many layers as are kept."""
-    for side in ("encoder", "decoder"):
-        keep = getattr(model_cfg, f"{side}_layers_to_keep", None)
-        found = (re.search(rf"(?:^|\.){side}\.layers\.(\d+)\.", name) for name in state_dict)
-        layers = {match.group(1) for match in found if match}
-        if keep and len(layers) == len(str(keep).split(",")):
-            model_cfg = copy.deepcopy(model_cfg)
-            with open_dict(model_cfg) if isinstance(model_cfg, DictConfig) else contextlib.nullcontext():
-                setattr(model_cfg, f"{side}_layers_to_keep", None)
+    """The options with --*-layers-to-keep only where the state holds more layers than are kept.
+
+    Beside a side that is still pruned, the other keeps all of its layers by name: fairseq drops those of a side that
+    is not named.
+    """
+    sides = ("encoder", "decoder")
+    kept = {side: getattr(model_cfg, f"{side}_layers_to_keep", None) for side in sides}
+    counts = {side: len(str(keep).split(",")) for side, keep in kept.items() if keep}
+    done = [side for side, count in counts.items() if count == _layers_in(state_dict, side)]
+    if not done:
+        return model_cfg
+    model_cfg = copy.deepcopy(model_cfg)
+    with open_dict(model_cfg) if isinstance(model_cfg, DictConfig) else contextlib.nullcontext():
+        for side in done:
+            every = ",".join(map(str, range(counts[side]))) if len(done) < len(counts) else None
+            setattr(model_cfg, f"{side}_layers_to_keep", every)
     return model_cfg
+
+
+def _layers_in(state_dict: Mapping[str, Any], side: str) -> int:
+    found = (re.search(rf"(?:^|\.){side}\.layers\.(\d+)\.", name) for name in state_dict)
+    return len({match.group(1) for match in found if match})
 
 
 def limited_positions(stock: int, layers: nn.Module) -> int:
