@@ -190,6 +190,8 @@ CRITERIONS = [
     ("cross_entropy", {}, {}),
     ("cross_entropy", {"sentence_avg": True}, {}),
     ("label_smoothed_cross_entropy", {"label_smoothing": 0.1}, {}),
+    ("chunked_cross_entropy", {}, {}),
+    ("chunked_label_smoothed_cross_entropy", {"label_smoothing": 0.1}, {}),
     ("adaptive_loss", {}, {"adaptive_cutoff": "8,14"}),
 ]
 
