@@ -62,6 +62,9 @@ def flipped(path, out, position, bit):
     return out
 
 
+TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
+
+
 def test_a_flipped_bit_names_the_tensor(trained, tmp_path):
     """Anywhere in the tensors: weights, optimizer, moving averages."""
     rng = random.Random(5)
@@ -73,6 +76,9 @@ def test_a_flipped_bit_names_the_tensor(trained, tmp_path):
             broken = flipped(path, tmp_path / "broken.pt", start + rng.randrange(size), rng.randrange(8))
             line = line_of(checkpoint_utils.load_checkpoint_to_cpu, str(broken))
             found = re.match(rf"checkpoint {broken}: (\w+): (\S+) is not what was written \(\d+ of", line)
+            if found is None and TORCH < (2, 10):  # our own reader of zip files compares their checksums first
+                assert "Bad CRC-32 for file" in line
+                continue
             assert found and f"{found.group(1)}.{found.group(2)}" in names, line
 
 
