@@ -99,9 +99,9 @@ def test_every_option(criterion, pad_left, reduce):
     if not reduce and criterion == "prefix":
         pytest.skip("fairseq's shapes with a prefix are those of the targets without it, as below")
     name, options = CRITERIONS[criterion]
-    found, expected = (
-        run(MODELS["transformer"], n, options, reduce, True, pad_left) for n in (f"chunked_{name}", name)
-    )
+    # fairseq 0.12.2's own decoder gives nan where a target begins with pads
+    model = MODELS["synth_transformer" if pad_left else "transformer"]
+    found, expected = (run(model, n, options, reduce, True, pad_left) for n in (f"chunked_{name}", name))
     assert_equal(found, expected)
     if reduce:
         ours, theirs = (reported(made[4], made[2]) for made in (found, expected))
@@ -168,6 +168,8 @@ PRECISIONS = [[], ["--bf16"], ["--fp16", "--fp16-no-flatten-grads"], ["--memory-
 @pytest.mark.parametrize("extra", PRECISIONS, ids=" ".join)
 def test_training_and_validating(extra, corpus, tmp_path):
     """Equal weights after two updates in float32, nearly equal ones in half precision; what was trained translates."""
+    if "--fp16" in extra and not hasattr(torch, "get_autocast_dtype"):
+        pytest.skip("no float16 layer norm on the CPU before torch 2.4")
     found = {}
     for name, criterion in (("ours", f"chunked_{SMOOTHED}"), ("stock", SMOOTHED)):
         smoothing = ("--criterion", criterion, "--label-smoothing", "0.1", "--report-accuracy")
@@ -181,6 +183,8 @@ def test_training_and_validating(extra, corpus, tmp_path):
     half = any("16" in a for a in extra)
     ours, stock = found["ours"][1], found["stock"][1]
     for name, value in stock.items():
+        if name.endswith("_float_tensor"):  # a buffer of fairseq 0.12.2 that nobody initialises
+            continue
         torch.testing.assert_close(ours[name].float(), value.float(), rtol=0, atol=0.03 if half else 1e-4, msg=name)
     checkpoint = tmp_path / "ours" / "checkpoint_last.pt"
     if not extra:

@@ -134,7 +134,8 @@ class _Unpickler(_Python):
     def load_build(self) -> None:
         state = self.stack.pop()
         made: Any = self.stack[-1]
-        if isinstance(made, (Namespace, collections.OrderedDict)) and type(state) is dict:
+        plain = isinstance(made, (Namespace, collections.OrderedDict)) or type(made).__name__ == "_TensorPlaceholder"
+        if plain and type(state) is dict:  # the last: of what one process sends the others
             made.__dict__.update(state)
         elif isinstance(made, np.dtype) and state[2:5] == (None, None, None):
             vars(np.dtype)["__setstate__"](made, state)  # byte order
@@ -166,6 +167,7 @@ def allowed() -> Dict[Tuple[str, str], Any]:
         _ALLOWED["collections", "OrderedDict"] = collections.OrderedDict
         _ALLOWED["__builtin__", "set"] = _ALLOWED["builtins", "set"] = set
         _ALLOWED["_codecs", "encode"] = _ALLOWED["__builtin__", "bytes"] = _bytes
+        _ALLOWED["__builtin__", "long"] = int
         _ALLOWED["torch", "Size"] = torch.Size
         _ALLOWED["torch", "device"] = torch.device
         _ALLOWED["torch._utils", "_rebuild_tensor_v2"] = _tensor
