@@ -164,7 +164,7 @@ def test_presets_have_the_published_spans():
         ({"ffn_embed_dim": 0}, "--ffn-embed-dim 0 with --persistent-memory 0"),
         ({"persistent_memory": -1}, "--persistent-memory -1"),
         ({"keep_feed_forward": True}, "--keep-feed-forward"),
-        ({"initial_span": 41.0}, "initial span 41"),
+        ({"initial_span": 41.0}, "--initial-span 41"),
         ({"attention_heads": 3}, "--attention-heads 3"),
         ({"adaptive_cutoff": "5,100"}, "--adaptive-cutoff 5,100"),
     ],

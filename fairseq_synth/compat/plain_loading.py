@@ -6,6 +6,7 @@ of these has a side effect, and none gets more memory than the file has bytes.
 """
 
 import collections
+import io
 import os
 import pickle
 import re
@@ -45,6 +46,9 @@ def _plain(stock: Callable) -> Callable:
         if os.environ.get(VARIABLE) == "1" or pickle_module is not None or kwargs.get("weights_only") is False:
             more = {} if pickle_module is None else {"pickle_module": pickle_module}
             return stock(f, map_location, **more, **kwargs)
+        if isinstance(f, io.BytesIO) and not zipfile.is_zipfile(f):  # no file: a tensor that one process sends others
+            f.seek(0)
+            return stock(f, map_location, **kwargs)
         return read(f)
 
     return load
@@ -102,7 +106,7 @@ class _Archive:
             )
             self.storages[key] = (str(dtype), torch.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True))
         stored, storage = self.storages[key]
-        if stored != str(dtype) or elements * torch.empty(0, dtype=dtype).element_size() != storage.nbytes():
+        if stored != str(dtype) or elements * torch.empty(0, dtype=dtype).element_size() != storage._nbytes():
             raise ValueError(f"storage {key} has not the size or type that the file says")
         return storage
 
