@@ -25,6 +25,7 @@ torch.set_num_threads(1)
 from fairseq import checkpoint_utils  # noqa: E402
 
 import fairseq_synth  # noqa: E402,F401
+from fairseq_synth.errors import explain  # noqa: E402
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore"}
 WORDS = [f"w{i}" for i in range(30)]
@@ -59,6 +60,15 @@ def call_command(name, *args):
         root.removeHandler(handler)
         root.setLevel(level)
     return stream.getvalue()
+
+
+def line_of(call, *arguments, **options):
+    """The one line that a user sees for a call that must fail."""
+    with pytest.raises(BaseException) as error:  # noqa: PT011  (fairseq wraps ours; explain() finds it)
+        call(*arguments, **options)
+    line = explain(error.value)
+    assert line and line.isprintable(), f"{type(error.value).__name__}: {error.value}"
+    return line
 
 
 def write_corpus(folder, splits, seed=1, longest=8):

@@ -2,9 +2,9 @@
 
 import pytest
 from builders import build
-from conftest import USER_DIR, call_command, train_args
+from conftest import USER_DIR, call_command, line_of, train_args
 
-from fairseq_synth.errors import UsageError, explain
+from fairseq_synth.errors import UsageError
 
 ENCODER, DECODER = "--encoder-self-attention", "--decoder-self-attention"
 SPAN = ["--decoder-adaptive-span", "8"]
@@ -80,18 +80,10 @@ SMALL = {
 }
 
 
-def line_of(*arguments):
-    with pytest.raises(BaseException) as error:  # noqa: PT011  (fairseq wraps ours; explain() finds it)
-        call_command("train", *arguments)
-    line = explain(error.value)
-    assert line and line.isprintable(), f"{type(error.value).__name__}: {error.value}"
-    return line
-
-
 @pytest.mark.parametrize("name", TRANSLATION)
 def test_translation(name, corpus, tmp_path):
     options, says = TRANSLATION[name]
-    line = line_of(*train_args(corpus, tmp_path, *options, updates=1))
+    line = line_of(call_command, "train", *train_args(corpus, tmp_path, *options, updates=1))
     assert all(part in line for part in says), line
     assert not list(tmp_path.rglob("*.pt"))
 
@@ -108,10 +100,11 @@ def blocks(corpus, tmp_path_factory):
 def test_sequential(name, blocks, tmp_path):
     options, says = SEQUENTIAL[name]
     sizes = [word for pair in SMALL.items() for word in pair]
-    line = line_of(blocks, "--user-dir", USER_DIR, "--task", "streaming_lm", "--arch", "adaptive_span_lm", *sizes,
-                   "--tokens-per-sample", "8", "--batch-size", "2", "--optimizer", "adam", "--lr", "0.01",
-                   "--max-update", "1", "--save-dir", tmp_path, "--cpu", "--no-progress-bar", "--num-workers", "0",
-                   *options)  # fmt: skip
+    arguments = ["--user-dir", USER_DIR, "--task", "streaming_lm", "--arch", "adaptive_span_lm", *sizes,
+                 "--tokens-per-sample", "8", "--batch-size", "2", "--optimizer", "adam", "--lr", "0.01",
+                 "--max-update", "1", "--save-dir", tmp_path, "--cpu", "--no-progress-bar", "--num-workers", "0",
+                 *options]  # fmt: skip
+    line = line_of(call_command, "train", blocks, *arguments)
     assert all(part in line for part in says), line
     assert not list(tmp_path.rglob("*.pt"))
 

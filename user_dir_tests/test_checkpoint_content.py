@@ -11,12 +11,12 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from conftest import call_command, generate_args, train_args
+from conftest import call_command, generate_args, line_of, train_args
 from fairseq import checkpoint_utils
 
 from fairseq_synth.cli import main as synth_command
 from fairseq_synth.compat.checkpoint_content import ATTRIBUTE, VARIABLE, check_content, seal, tensors_of
-from fairseq_synth.errors import UsageError, explain
+from fairseq_synth.errors import UsageError
 from fairseq_synth.freezing import record
 from fairseq_synth.seeded import storage
 
@@ -35,14 +35,6 @@ def trained(corpus, tmp_path_factory):
 
 def saved(path):
     return torch.load(path, weights_only=True)
-
-
-def line_of(call, *arguments):
-    with pytest.raises(Exception) as error:  # noqa: PT011  (fairseq wraps ours; explain() finds it)
-        call(*arguments)
-    line = explain(error.value)
-    assert line and line.isprintable(), error.value
-    return line
 
 
 # ---------------------------------------------------------------------- bits that flip

@@ -16,6 +16,7 @@ from compat_commands import (
     weights,
     workplace,
 )
+from conftest import line_of
 
 from fairseq_synth.errors import UsageError, explain, install_excepthook
 
@@ -23,15 +24,6 @@ from fairseq_synth.errors import UsageError, explain, install_excepthook
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
     return workplace(tmp_path_factory.mktemp("errors"))
-
-
-def line_of(function, *arguments):
-    """The line for the exception that a call raises; fails when it raises none."""
-    with pytest.raises(Exception) as caught:
-        function(*arguments)
-    line = explain(caught.value)
-    assert line is not None and "\n" not in line, caught.value
-    return line
 
 
 def generate_line(place, split="five", data="pairs", checkpoint="mt/checkpoint_last.pt", extra=()):

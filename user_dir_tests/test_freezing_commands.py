@@ -6,7 +6,7 @@ import pytest
 import torch
 from builders import LANGUAGE_MODELS, half_layer_norm, hypotheses, torchrun
 from compat_commands import succeed
-from conftest import TINY, USER_DIR, call_command, generate_args, run_command, train_args
+from conftest import TINY, USER_DIR, call_command, generate_args, line_of, run_command, train_args
 from fairseq import checkpoint_utils
 
 from fairseq_synth.cli import main as synth_command
@@ -41,11 +41,7 @@ def assert_same(one, other):
 
 def fails(*args, **options):
     """The line that a user sees for a training that must fail."""
-    with pytest.raises(Exception) as error:  # noqa: PT011  (fairseq wraps ours; explain() finds it)
-        train(*args, **options)
-    line = explain(error.value)
-    assert line is not None and "\n" not in line, error.value
-    return line
+    return line_of(train, *args, **options)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ENVIRONMENT, USER_DIR, call_command, generate_args, run_command, train_args
+from conftest import ENVIRONMENT, USER_DIR, call_command, generate_args, line_of, run_command, train_args
 from hostile import LM, QUIET
 
 from fairseq_synth.cli import main as synth_command
@@ -39,14 +39,6 @@ def language_model(corpus, tmp_path_factory):
 @pytest.fixture
 def data(corpus, tmp_path):
     return shutil.copytree(corpus, tmp_path / "bin")
-
-
-def line_of(call, *arguments):
-    with pytest.raises(BaseException) as error:  # noqa: PT011  (fairseq wraps ours; explain() finds it)
-        call(*arguments)
-    line = explain(error.value)
-    assert line and line.isprintable(), error.value
-    return line
 
 
 def command_line(capsys, *arguments):
@@ -223,9 +215,16 @@ def test_check_of_a_file_named_like_a_module(tmp_path, capsys):
     """It is the file that is imported, and Python's own module stays."""
     (tmp_path / "html.py").write_text("raise KeyError('this one')\n")
     assert "this one" in command_line(capsys, "check", "random", "--import", tmp_path / "html.py")
+
     import html
 
     assert html.escape("<") == "&lt;"
+
+
+@pytest.mark.parametrize("name", ["my.scorer.py", "my-scorer.py", "os.path.py", ".py"])
+def test_import_of_a_file_whose_name_is_no_module(name, capsys, tmp_path):
+    (tmp_path / name).write_text("raise ValueError('this one')")
+    assert "this one" in command_line(capsys, "check", "random", "--import", tmp_path / name)
 
 
 OPTIONS = {

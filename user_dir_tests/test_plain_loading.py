@@ -68,6 +68,12 @@ def test_plain_values_come_back_equal(value):
     assert same(read(written(value)), value)
 
 
+@pytest.mark.parametrize("place", ["meta", torch.device("meta")])
+def test_tensors_go_where_they_are_asked_for(place):
+    tensors = read(written([torch.ones(2), torch.zeros(0)]), place)
+    assert [tensor.device.type for tensor in tensors] == ["meta", "meta"]
+
+
 def test_arrays_of_other_byte_order():
     value = np.arange(3, dtype=">i4")
     assert same(read(written(value)), pickle.loads(pickle.dumps(value)))

@@ -1,6 +1,7 @@
 """``fairseq-synth check``: the invariants on an attention, the user's own included."""
 
 import argparse
+import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -125,14 +126,14 @@ def _import_file(path: str) -> None:
     if not os.path.isfile(path) or not name.endswith(".py"):
         raise UsageError(f"--import {path}: no such Python file")
     module = name[:-3]
-    if module in sys.modules or importlib.util.find_spec(module) is not None:
-        module = f"fairseq_synth_check_{module}"
+    if not module.isidentifier() or module in sys.modules or importlib.util.find_spec(module) is not None:
+        module = "fairseq_synth_check_" + module.replace(".", "_")  # a dot would make it part of a package
     sys.path.append(folder)  # what lies beside it
-    spec = importlib.util.spec_from_file_location(module, path)
-    assert spec is not None and spec.loader is not None  # it ends with .py
-    sys.modules[module] = importlib.util.module_from_spec(spec)
+    loader = importlib.machinery.SourceFileLoader(module, path)
+    spec = importlib.util.spec_from_file_location(module, path, loader=loader)
+    sys.modules[module] = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     try:
-        spec.loader.exec_module(sys.modules[module])
+        loader.exec_module(sys.modules[module])
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit too: nothing would be checked, with status 0

@@ -49,13 +49,13 @@ def _plain(stock: Callable) -> Callable:
         if isinstance(f, io.BytesIO) and not zipfile.is_zipfile(f):  # no file: a tensor that one process sends others
             f.seek(0)
             return stock(f, map_location, **kwargs)
-        return read(f)
+        return read(f, map_location)
 
     return load
 
 
-def read(file: Any) -> Any:
-    """The content of a file (a path or an open one), on the CPU.
+def read(file: Any, place: Any = None) -> Any:
+    """The content of a file (a path or an open one), on the device ``place``, or else on the CPU.
 
     Raises pickle.UnpicklingError, also for what is no zip file: PyTorch's format of before 1.6.
     """
@@ -66,7 +66,8 @@ def read(file: Any) -> Any:
                 f"{VARIABLE}=1 and save it again"
             )
         with zipfile.ZipFile(file) as archive:
-            return _Archive(archive).load()
+            device = place if isinstance(place, (str, torch.device)) else "cpu"
+            return _Archive(archive, device).load()
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # a pickle can fail in any way
@@ -76,8 +77,8 @@ def read(file: Any) -> Any:
 class _Archive:
     """storages: key -> bytes that were read."""
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self.archive = archive
+    def __init__(self, archive: zipfile.ZipFile, device: Any) -> None:
+        self.archive, self.device = archive, device
         (self.pickle,) = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
         self.size = sum(info.compress_size for info in archive.infolist())
         self.storages: Dict[str, Tuple[str, Any]] = {}
@@ -101,9 +102,8 @@ class _Archive:
             with self.archive.open(info) as file:
                 if file.readinto(content) != len(content) or file.read(1):
                     raise EOFError(f"storage {key} is cut off")
-            untyped = (
-                torch.frombuffer(content, dtype=torch.uint8).untyped_storage() if content else torch.UntypedStorage(0)
-            )
+            there = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+            untyped = there.to(self.device).untyped_storage()
             self.storages[key] = (str(dtype), torch.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True))
         stored, storage = self.storages[key]
         if stored != str(dtype) or elements * torch.empty(0, dtype=dtype).element_size() != storage._nbytes():

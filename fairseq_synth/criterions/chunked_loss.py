@@ -74,23 +74,18 @@ def chunk_tokens(vocabulary: int, device: str) -> int:
 
 
 class _ChunkedLoss(torch.autograd.Function):
+    """The arguments are those of _Work."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        weight: Tensor,
-        bias: Optional[Tensor],
-        target: Tensor,
-        problem: Problem,
-        dtype: torch.dtype,
-    ) -> Tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, *arguments: Any) -> Tuple[Tensor, Tensor, Tensor]:
+        *tensors, problem, dtype = arguments
         wanted = ctx.needs_input_grad[:3]
         now = problem.reduce and dtype != torch.float16
-        work = _Work(features, weight, bias, target, problem, dtype)
+        work = _Work(*arguments)
         results = work.run(wanted if now else (False, False, False), None)
         ctx.gradients, ctx.later = work.gradients if now else None, None
         if any(wanted) and not now:
-            ctx.save_for_backward(features, weight, bias, target)
+            ctx.save_for_backward(*tensors)
             ctx.later = problem, dtype
         ctx.mark_non_differentiable(*results[1:])
         return results
