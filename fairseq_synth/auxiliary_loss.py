@@ -10,20 +10,15 @@ from typing import Any, Iterator, List, Optional
 
 import torch
 from fairseq.logging import metrics
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairseq_synth import training_log
-from fairseq_synth.compat.training_seams import AFTER_LOSS
-from fairseq_synth.modules.adaptive_span import AdaptiveSpan
+from fairseq_synth.compat.training_seams import AFTER_LOSS, unwrapped
+from fairseq_synth.modules.adaptive_span import adaptive_spans
 
 logger = logging.getLogger(__name__)
 # updates after which spans that are all where they started are reported
 PATIENCE = 500
-
-
-def adaptive_spans(model: nn.Module) -> List[AdaptiveSpan]:
-    """The learned spans of a model, in the order of its layers (empty if all are fixed)."""
-    return [m for m in model.modules() if isinstance(m, AdaptiveSpan) and m.span_ratio.requires_grad]
 
 
 class AuxiliaryLossMixin:
@@ -67,8 +62,7 @@ def _spans_of(model: Any) -> Iterator[List[float]]:
 
 def add_auxiliary_loss(model: Any, loss: Tensor, sample_size: Any) -> Tensor:
     """What every criterion's loss goes through; also the place where a training logs what the model has learned."""
-    while not isinstance(model, AuxiliaryLossMixin) and isinstance(model, nn.Module) and hasattr(model, "module"):
-        model = model.module  # fairseq's wrappers for data parallelism
+    model = unwrapped(model)
     if not isinstance(model, AuxiliaryLossMixin) or not (model.training and torch.is_grad_enabled()):  # type: ignore
         return loss
     training_log.log_learned(model)  # type: ignore[arg-type]

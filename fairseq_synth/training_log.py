@@ -7,7 +7,7 @@ import torch
 from fairseq.logging import metrics
 from torch import nn
 
-from fairseq_synth.modules.adaptive_span import AdaptiveSpan
+from fairseq_synth.modules.adaptive_span import AdaptiveSpan, adaptive_spans
 from fairseq_synth.modules.places import place_of
 from fairseq_synth.modules.scorers.base import scorer_name
 from fairseq_synth.modules.scorers.mixture import Mixture
@@ -57,8 +57,7 @@ def _watch(model: nn.Module) -> Watched:
             part = re.search(r"\.scorers\.(\d+)$", name)  # one of several, in different heads
             label = f"mixture_{place.side}_{place.layer}_{place.kind}" + (f"_{part.group(1)}" if part else "")
             mixtures.append((module, [f"{label}_{scorer_name(scorer)}" for scorer in module.scorers]))
-    spans = [m for m in model.modules() if isinstance(m, AdaptiveSpan) and m.span_ratio.requires_grad]
-    return Watched(mixtures, spans, trainable_percent(model))
+    return Watched(mixtures, adaptive_spans(model), trainable_percent(model))
 
 
 def trainable_percent(model: nn.Module) -> float:

@@ -12,11 +12,12 @@ from fairseq import checkpoint_utils
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import Dictionary
 
-from fairseq_synth.auxiliary_loss import PATIENCE, AuxiliaryLossMixin, adaptive_spans
+from fairseq_synth.auxiliary_loss import PATIENCE, AuxiliaryLossMixin
 from fairseq_synth.errors import UsageError, explain
 from fairseq_synth.models.presets import with_defaults
 from fairseq_synth.models.sequential_decoder import SequentialDecoder
 from fairseq_synth.models.sequential_lm import PRESETS, SequentialLMBase, SequentialLMConfig
+from fairseq_synth.modules.adaptive_span import adaptive_spans
 from fairseq_synth.modules.stream_memory import StreamMemory
 from fairseq_synth.optim.adagrad_tensor_clip import AdagradTensorClip
 from fairseq_synth.tasks.streaming_lm import Streams, StreamText

@@ -1,8 +1,7 @@
 """Places of fairseq's training where others may step in: fairseq has none there.
 
 The lists hold what is called at each of them, in the order of registration. Where a list is empty, fairseq does what
-it does without this package. A model may be wrapped (DistributedDataParallel and its kin): to unwrap it is the
-business of whoever steps in.
+it does without this package. A model may be wrapped (DistributedDataParallel and its kin): see :func:`unwrapped`.
 """
 
 import contextlib
@@ -25,6 +24,13 @@ AROUND_AVERAGE_COPY: List[Callable[[Any], ContextManager]] = []
 # (model, loss of a batch, sample size) -> the loss to go on with. The loss is a tensor of one element, summed over the
 # batch; it will be divided by the sample size. Called in training and validation; what is logged stays as it is.
 AFTER_LOSS: List[Callable[[Any, Tensor, Any], Tensor]] = []
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside fairseq's wrappers for data parallel training."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model
 
 
 def step_in_around_loading() -> bool:

@@ -15,8 +15,9 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 )
 from torch import Tensor
 
+from fairseq_synth.compat.training_seams import unwrapped
 from fairseq_synth.criterions.chunked_loss import Losses, Problem, chunked_losses
-from fairseq_synth.criterions.output_layer import check, find_output_layer, losses_of, unwrapped
+from fairseq_synth.criterions.output_layer import check, find_output_layer, losses_of
 
 
 class ChunkedMixin:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fairseq_synth.modules.products import autocast, is_faster, product
+from fairseq_synth.modules.products import autocast, autocast_dtype, is_faster, product
 
 # bytes of a chunk's logits in float32. CPU: more leaves the caches; others: less starts too many kernels
 CHUNK_BYTES = {"cpu": 32 * 2**20}
@@ -60,12 +60,8 @@ def chunked_losses(
 
 def _product_dtype(features: Tensor) -> torch.dtype:
     """Of the products: that of the features, or what autocast makes of it."""
-    kind = features.device.type
-    if not autocast(features.device) or features.dtype == torch.float64:
-        return features.dtype
-    if hasattr(torch, "get_autocast_dtype"):
-        return torch.get_autocast_dtype(kind)
-    return torch.get_autocast_cpu_dtype() if kind == "cpu" else torch.get_autocast_gpu_dtype()
+    changes = autocast(features.device) and features.dtype != torch.float64
+    return autocast_dtype(features.device) if changes else features.dtype
 
 
 def chunk_tokens(vocabulary: int, device: str) -> int:

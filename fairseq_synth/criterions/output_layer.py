@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fairseq_synth.compat.training_seams import unwrapped
 from fairseq_synth.criterions.chunked_loss import Losses
 from fairseq_synth.errors import UsageError
 from fairseq_synth.modules.products import Linear
@@ -44,13 +45,6 @@ def check(model: Any, criterion: str) -> None:
         raise UsageError(f"--criterion {criterion}: {name} has no features_only=True; {instead}")
     if not _is_linear(decoder, projection):
         raise UsageError(f"--criterion {criterion}: the output of {name} is not one linear layer; {instead}")
-
-
-def unwrapped(model: Any) -> Any:
-    """The model inside fairseq's wrappers for data parallel training."""
-    while hasattr(model, "module"):
-        model = model.module
-    return model
 
 
 def _sharded(model: Any) -> bool:

@@ -10,8 +10,9 @@ import copy
 import logging
 from typing import Any, Dict, Iterator, Optional, Tuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from fairseq_synth.compat.training_seams import unwrapped
 from fairseq_synth.errors import UsageError
 from fairseq_synth.freezing import record as records
 from fairseq_synth.freezing.digest import combine, moved, tensor_digest
@@ -156,6 +157,5 @@ class FreezingMixin:
 
 def freezes(model: Any) -> Optional[FreezingMixin]:
     """The model inside fairseq's wrappers, if it is one of this package."""
-    while isinstance(model, nn.Module) and not isinstance(model, FreezingMixin) and hasattr(model, "module"):
-        model = model.module
+    model = unwrapped(model)
     return model if isinstance(model, FreezingMixin) else None

@@ -137,6 +137,11 @@ class AdaptiveSpan(nn.Module):
         return _ClampInwards.apply(self.span_ratio)
 
 
+def adaptive_spans(model: nn.Module) -> List[AdaptiveSpan]:
+    """The learned spans of a model, in the order of its layers (empty if all are fixed)."""
+    return [m for m in model.modules() if isinstance(m, AdaptiveSpan) and m.span_ratio.requires_grad]
+
+
 class _ClampInwards(torch.autograd.Function):
     """x.clamp(0, 1); beyond an end it drops the gradient that a descent would follow outwards, and no other."""
 
