@@ -70,7 +70,7 @@ def processor() -> str:
 def two_lines(facts: Dict[str, Any]) -> str:
     where = facts["gpu"] or f"{facts['processor']} ({facts['cores']} cores), {facts['threads']} thread(s)"
     versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "fairseq", "python"))
-    products = "oneDNN for ours" if facts["onednn"] else "PyTorch's for all"
+    products = "oneDNN for ours" if facts["onednn"] else "no oneDNN"
     return f"{where}, {facts['dtype']}, seed {facts['seed']}\n{versions}, {facts['clock']}, {products}"
 
 

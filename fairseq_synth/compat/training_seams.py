@@ -8,7 +8,7 @@ import contextlib
 import inspect
 from typing import Any, Callable, ContextManager, Dict, List, Optional, Tuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .patching import replace
 
@@ -27,8 +27,8 @@ AFTER_LOSS: List[Callable[[Any, Tensor, Any], Tensor]] = []
 
 
 def unwrapped(model: Any) -> Any:
-    """The model inside fairseq's wrappers for data parallel training."""
-    while hasattr(model, "module"):
+    """The model inside fairseq's wrappers for data parallel training, which are modules themselves."""
+    while isinstance(model, nn.Module) and hasattr(model, "module"):
         model = model.module
     return model
 
