@@ -180,8 +180,8 @@ def test_generations_of_several_sets(tmp_path):
     for name in ("generate-test.txt", "generate-valid.txt", "last/generate.txt"):
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text("T-0\ta b c d\nH-0\t-1\ta b c d\n")
-    assert [(e.label, round(e.bleu), e.sentences) for e in evaluations(str(run))] == [
-        ("", 100, 1), ("valid", 100, 1), ("last", 100, 1)]  # fmt: skip
+    assert [(e.label, round(e.scores[0].value)) for e in evaluations(str(run))] == [
+        ("", 100), ("valid", 100), ("last", 100)]  # fmt: skip
 
 
 def test_without_sacrebleu(tmp_path, monkeypatch):
@@ -190,7 +190,8 @@ def test_without_sacrebleu(tmp_path, monkeypatch):
     (run / "generate.txt").write_text("T-0\ta\nH-0\t-1\ta\nGenerate test with beam=5: BLEU4 = 35.18, 66.6/43.2\n")
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
     (found,) = evaluations(str(run))
-    assert found.bleu == 35.18 and found.signature.startswith("fairseq's own")
+    (score,) = found.scores
+    assert score.value == 35.18 and score.signature.startswith("fairseq's own")
 
 
 def test_the_ports_loss(tmp_path, capsys):
@@ -232,7 +233,7 @@ def test_a_score_that_is_there_is_taken(tmp_path):
     (run / "last" / "bleu.json").write_text(json.dumps(score))
     (run / "other.json").write_text("[1]")
     (found,) = evaluations(str(run))
-    assert (found.label, found.bleu, found.signature) == ("last", 36.27, "nrefs:1|tok:none")
+    assert found == ("last", (("BLEU", 36.27, "nrefs:1|tok:none"),), None, None)
 
 
 def test_different_signatures_are_told(tmp_path, capsys):
@@ -318,7 +319,10 @@ def test_a_terminal_gets_narrow_tables(tmp_path, capsys, monkeypatch):
         (["EMPTY"], "no training log; give the file itself"),
         (["RUN", "--title", "x"], "--title x: has an effect only with --html"),
         (["RUN", "--out", "nowhere/x"], "--out nowhere/x: the folder does not exist"),
-        (["RUN", "--hide", "BLEU"], "--hide BLEU: no such column; there are parameters, trainable, updates, words/s"),
+        (
+            ["RUN", "--hide", "BLEU"],
+            "--hide BLEU: no such column; there are parameters, trainable, updates, minutes, words/s",
+        ),
         (["RUN", "--tokenize", "what"], "--tokenize what: sacrebleu has"),
         (["RUN", "RUN"], "given more than once"),
         (["EMPTY/x.txt"], "tells of no training"),

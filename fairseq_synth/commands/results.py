@@ -21,8 +21,13 @@ def register(parser: argparse.ArgumentParser) -> None:
         "what fairseq-generate (generate*.txt), fairseq-eval-lm (*.log) and sacrebleu --format json (*.json) left in "
         "RUN or in a folder below. Runs that differ in nothing but the seed share a row, with their spread."
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a training, or its log")
-    parser.add_argument("--format", choices=("markdown", "csv"), default="markdown", help="of the table")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a training, its log, or runs as .jsonl")
+    parser.add_argument(
+        "--format",
+        choices=("markdown", "csv", "jsonl"),
+        default="markdown",
+        help="of the table; jsonl: a line for every run with all it takes to make table and curves again",
+    )
     parser.add_argument("--out", metavar="FILE", help="write the table there (default: print it)")
     parser.add_argument(
         "--hide", nargs="+", action="extend", default=[], metavar="COLUMN", help="leave out words/s, 'valid ppl' ..."
@@ -31,6 +36,12 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--curves", metavar="PNG", help="draw the learning curves")
     parser.add_argument("--html", metavar="FILE", help="write table, curves and differing options as one page")
     parser.add_argument("--title", metavar="TEXT", help="of the page (default: Results)")
+    parser.add_argument(
+        "--paired",
+        action="store_true",
+        help="test the BLEU of every run against the first by sacrebleu's paired bootstrap: column p, the largest of "
+        "a row's seeds",
+    )
     parser.add_argument(
         "--tokenize",
         metavar="NAME",
@@ -42,10 +53,14 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fairseq_synth.inspection import tables
     from fairseq_synth.inspection.grouping import rows, without
+    from fairseq_synth.inspection.records import as_jsonl
 
     _check(args)
-    found = without(rows(_measure(args), args.each), args.hide)
-    if args.format == "csv":
+    measured = _measure(args)
+    found = without(rows(measured, args.each), args.hide)
+    if args.format == "jsonl":
+        text = as_jsonl(measured).rstrip("\n")
+    elif args.format == "csv":
         text = tables.as_csv(found)
     else:
         terminal = args.out is None and sys.stdout.isatty()
@@ -60,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
+    from fairseq_synth.inspection.records import is_record
+
     if args.title is not None and args.html is None:
         raise UsageError(f"--title {args.title}: has an effect only with --html FILE")
     if args.curves is not None or args.html is not None:
@@ -72,6 +89,9 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError(f"--{option} {path}: the folder does not exist")
         if path is not None and os.path.isdir(path):
             raise UsageError(f"--{option} {path}: is a folder; give the name of a file in it")
+    records = [path for path in args.runs if is_record(path)]
+    if args.paired and records:
+        raise UsageError(f"--paired: {records[0]} holds no translations; give the folders of the runs")
     if args.tokenize is not None:
         _check_tokenizer(args.tokenize)
     real = [os.path.realpath(path) for path in args.runs]
@@ -94,14 +114,19 @@ def _measure(args: argparse.Namespace) -> List[Any]:
     from fairseq_synth.inspection.evaluations import evaluations
     from fairseq_synth.inspection.grouping import Measured
     from fairseq_synth.inspection.logs import read_run
+    from fairseq_synth.inspection.records import is_record, read_records
+    from fairseq_synth.inspection.significance import with_p_values
 
-    found = []
+    found: List[Measured] = []
     for number, path in enumerate(args.runs, 1):
         if sys.stderr.isatty():
             print(f"reading {number} of {len(args.runs)}: {path}", file=sys.stderr)
+        if is_record(path):
+            found += read_records(path)
+            continue
         run = read_run(path)
         found.append(Measured(run, evaluations(run.path, args.tokenize)))
-    return found
+    return with_p_values(found, args.tokenize) if args.paired else found
 
 
 def _draw(args: argparse.Namespace, found: List[Any]) -> None:

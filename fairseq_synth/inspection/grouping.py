@@ -7,7 +7,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 from fairseq_synth.errors import UsageError
 from fairseq_synth.inspection.evaluations import Evaluation
-from fairseq_synth.inspection.logs import Run, bits, is_language_model, perplexity, words_per_second
+from fairseq_synth.inspection.logs import Run, bits, is_language_model, minutes, perplexity, words_per_second
 
 # options that do not change what is learned, or are derived from the seed
 NOT_SETTINGS = frozenset(
@@ -18,8 +18,10 @@ NOT_SETTINGS = frozenset(
     "save_interval_updates data_buffer_size".split()
 )
 
+P_VALUE = "p"  # the metric of a significance test
+
 # columns that any training can have; a short one may lack them
-ALWAYS = ("parameters", "trainable", "updates", "words/s", "valid ppl")
+ALWAYS = ("parameters", "trainable", "updates", "minutes", "words/s", "valid ppl")
 
 
 class Measured(NamedTuple):
@@ -76,6 +78,9 @@ def _row(name: str, group: List[Measured]) -> Row:
     numbers = [columns(m) for m in group]
     for column in dict.fromkeys(column for found in numbers for column in found):
         found = [n[column] for n in numbers if column in n]
+        if column.split()[0] == P_VALUE:  # a mean of these means nothing: the weakest claim
+            values[column] = Value(max(found), None, len(found))
+            continue
         mean, spread = statistics.fmean(found) if all(map(math.isfinite, found)) else math.nan, None
         if len(found) > 1:
             spread = statistics.stdev(found) if math.isfinite(mean) else math.nan
@@ -88,13 +93,14 @@ def columns(measured: Measured) -> Dict[str, float]:
     run = measured.run
     last = run.valid[-1] if run.valid else {}
     found: Dict[str, Any] = {"parameters": run.parameters, "trainable": run.trainable, "updates": run.updates}
+    found["minutes"] = minutes(run)
     found["words/s"] = words_per_second(run)
     found["valid ppl"] = perplexity(last)
     if is_language_model(run):
         found["valid bits"] = bits(last)
     for evaluation in measured.evaluations:
         label = f" {evaluation.label}" if evaluation.label else ""
-        found["BLEU" + label] = evaluation.bleu
+        found.update({score.metric + label: score.value for score in evaluation.scores})
         found["ppl" + (label or " eval-lm")] = evaluation.perplexity
         found["bits" + (label or " eval-lm")] = evaluation.bits
     return {column: float(value) for column, value in found.items() if value is not None}

@@ -10,6 +10,7 @@ from fairseq_synth.errors import UsageError
 
 Numbers = Dict[str, float]
 LOG = "train.log"
+ABOUT = "run.json"  # beside it: command, versions, hardware, as whoever started the run wrote them
 # fairseq's port of adaptive span divides nll_loss by the number of tokens twice, and its loss by tokens that it does
 # not predict: the last one of every block
 PORT_LOSS = "adaptive_span_loss"
@@ -26,7 +27,8 @@ LONGEST = 2**20  # characters of a line
 
 class Run(NamedTuple):
     """One training. options: as text, by name. steps, valid: records in the order of the updates, each with
-    num_updates; where a training was resumed, the later record of an update counts."""
+    num_updates; where a training was resumed, the later record of an update counts. about: what the run's ABOUT says;
+    speed: words per second where the steps are too few to tell."""
 
     path: str
     options: Dict[str, str]
@@ -34,6 +36,8 @@ class Run(NamedTuple):
     trainable: Optional[int]
     steps: List[Numbers]
     valid: List[Numbers]
+    about: Dict[str, Any] = {}
+    speed: Optional[float] = None
 
     @property
     def updates(self) -> int:
@@ -103,7 +107,21 @@ def read_run(folder: str) -> Run:
             numbers.pop("nll_loss", None)
             numbers.pop("ppl", None)
     name = folder if os.path.isdir(folder) else os.path.dirname(folder)
-    return Run(os.path.normpath(name or "."), options, *sizes, _ordered(steps), _ordered(valid))
+    name = os.path.normpath(name or ".")
+    return Run(name, options, *sizes, _ordered(steps), _ordered(valid), read_about(name))
+
+
+def read_about(folder: str) -> Dict[str, Any]:
+    """Empty where there is none, or none that can be read: it is for the reader, no number comes from it."""
+    path = os.path.join(folder, ABOUT)
+    try:
+        if not os.path.isfile(path) or os.path.getsize(path) > LONGEST:
+            return {}
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (ValueError, RecursionError, OSError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _count(text: str) -> int:
@@ -171,6 +189,8 @@ def read_options(line: str) -> Dict[str, str]:
 # ---------------------------------------------------------------------- numbers of a run
 def words_per_second(run: Run) -> Optional[float]:
     """Target tokens per second of training steps, without validation and saving; the first interval warms up."""
+    if run.speed is not None:
+        return run.speed
     words = seconds = 0.0
     for before, step in zip(run.steps, run.steps[1:]):
         updates = step["num_updates"] - before["num_updates"]
@@ -178,6 +198,12 @@ def words_per_second(run: Run) -> Optional[float]:
             words += step["wpb"] * updates
             seconds += step["train_wall"]
     return words / seconds if seconds else None
+
+
+def minutes(run: Run) -> Optional[float]:
+    """Of wall time, validation and saving included, over all parts of a training that was resumed."""
+    walls = [step["wall"] for step in run.steps if "wall" in step]
+    return max(walls) / 60 if walls else None
 
 
 def bits(numbers: Numbers) -> Optional[float]:

@@ -8,7 +8,7 @@ import re
 from typing import Dict, List, Sequence
 
 from fairseq_synth.errors import printable
-from fairseq_synth.inspection.grouping import Row
+from fairseq_synth.inspection.grouping import P_VALUE, Row
 from fairseq_synth.inspection.logs import PORT_LOSS
 
 # columns that are the same in all runs of a row
@@ -19,7 +19,7 @@ def header(rows: Sequence[Row]) -> List[str]:
     """Names of the columns: those that some row has."""
     found = dict.fromkeys(column for row in rows for column in row.values)
     counts = [column for column in COUNTS if column in found]
-    first = [column for column in ("words/s", "valid ppl", "valid bits") if column in found]
+    first = [column for column in ("minutes", "words/s", "valid ppl", "valid bits") if column in found]
     return ["model", *counts, "seed", *first, *(column for column in found if column not in (*counts, *first))]
 
 
@@ -39,9 +39,9 @@ def _cell(column: str, row: Row) -> str:
 
 
 def number(column: str, value: float) -> str:
-    if column in COUNTS or column == "words/s":
+    if column in (*COUNTS, "words/s", "minutes"):
         return f"{value:,.0f}"
-    return f"{value:.3f}" if column.split()[0] == "bits" or column == "valid bits" else f"{value:.2f}"
+    return f"{value:.3f}" if column.split()[0] in ("bits", P_VALUE) or column == "valid bits" else f"{value:.2f}"
 
 
 def markdown(rows: Sequence[Row], width: int = 0) -> str:
@@ -139,21 +139,27 @@ def notes(rows: Sequence[Row]) -> List[str]:
         found.append("± is the sample standard deviation over runs that differ in nothing but the seed.")
     if any(len(row.seeds) == 1 for row in rows):
         found.append("A row with one seed has no spread: small differences between such rows mean nothing.")
-    signatures: Dict[str, List[str]] = {}
-    for row in rows:
-        for measured in row.members:
-            for evaluation in measured.evaluations:
-                if evaluation.signature:
-                    signatures.setdefault(evaluation.signature, []).append(row.name)
-    for signature, names in signatures.items():
-        whose = "" if len(signatures) == 1 else f" of {', '.join(dict.fromkeys(names))}"
-        found.append(f"BLEU{whose}: {signature}")
-    if len(signatures) > 1:
-        found.append("BLEU of different signatures cannot be compared.")
+    found += _signatures(rows)
     port = [row.name for row in rows if row.members[0].run.options.get("criterion") == PORT_LOSS]
     if port:
         found.append(f"The losses of {', '.join(port)} are too low by 1/(tokens per block): {PORT_LOSS} counts a token "
                      f"of each block that it does not predict.")  # fmt: skip
     if any("words/s" in row.values for row in rows):
         found.append("words/s: target tokens per second of training steps, validation and saving left out.")
+    return found
+
+
+def _signatures(rows: Sequence[Row]) -> List[str]:
+    """A line for every metric and signature; with several of one metric, whose it is."""
+    signatures: Dict[str, Dict[str, List[str]]] = {}
+    for row in rows:
+        for score in (s for m in row.members for e in m.evaluations for s in e.scores):
+            signatures.setdefault(score.metric, {}).setdefault(score.signature, []).append(row.name)
+    found = []
+    for metric, rows_of in signatures.items():
+        for signature, names in rows_of.items():
+            whose = "" if len(rows_of) == 1 else f" of {', '.join(dict.fromkeys(names))}"
+            found.append(f"{metric}{whose}: {signature}")
+        if len(rows_of) > 1:
+            found.append(f"{metric} of different signatures cannot be compared.")
     return found
