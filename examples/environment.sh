@@ -141,4 +141,23 @@ synth_environment() {
     export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-4000000000}"
 }
 
+# synth_precision: sets PRECISION to bf16 or fp32 and the array HALF to the option of fairseq-train. PRECISION chosen
+# by the user holds; else bfloat16 where the processor (or with GPU=1 the GPU) multiplies in it: about twice as fast.
+synth_precision() {
+    if [ -z "${PRECISION:-}" ]; then
+        PRECISION=fp32
+        if [ -n "${GPU:-}" ]; then
+            "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_bf16_supported())' && PRECISION=bf16
+        elif grep -qEs ' (avx512_bf16|amx_bf16)( |$)' /proc/cpuinfo; then
+            PRECISION=bf16
+        fi
+    fi
+    case "$PRECISION" in
+    bf16) HALF=(--bf16) ;;
+    fp32) HALF=() ;;
+    *) synth_fail "PRECISION=$PRECISION: must be bf16 or fp32" ;;
+    esac
+    export PRECISION
+}
+
 synth_environment "$@"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A text as characters for fairseq-train: 90% training, 5% validation, 5% test, in this order.
+"""A text as characters for fairseq-train: 90% training, 5% validation, 5% test, in this order (--parts: others).
 
     python prepare_characters.py --from FILE[.gz] --out work/data     (UTF-8; --bytes: any file, a byte is a character)
     python prepare_characters.py --out work/data                      (the documentation inside CPython; no download)
@@ -23,7 +23,7 @@ import zlib
 from pathlib import Path
 from typing import Dict, NoReturn, Optional, Sequence
 
-SPLITS = {"train": (0, 90), "valid": (90, 95), "test": (95, 100)}  # in percent
+PARTS = (90, 5, 5)  # percent for training, validation, test
 SHORTEST = 20  # below, a split would be empty
 
 
@@ -54,10 +54,18 @@ def token(character: str) -> str:
     return f"<{ord(character):#04x}>" if character == "_" or character.isspace() else character
 
 
-def split(text: str) -> Dict[str, str]:
+def split(text: str, parts: Sequence[int] = PARTS) -> Dict[str, str]:
     if len(text) < SHORTEST:
         fail(f"a text of {len(text)} characters: at least {SHORTEST} are needed")
-    return {name: text[len(text) * a // 100 : len(text) * b // 100] for name, (a, b) in SPLITS.items()}
+    ends = [len(text) * sum(parts[:i]) // 100 for i in range(len(parts) + 1)]
+    return {name: text[a:b] for name, a, b in zip(("train", "valid", "test"), ends, ends[1:])}
+
+
+def read_parts(value: str) -> Sequence[int]:
+    parts = [int(part) for part in value.split(",") if part.isdecimal() and len(part) < 3]
+    if len(parts) not in (2, 3) or 0 in parts or sum(parts) != 100 or value.count(",") != len(parts) - 1:
+        fail(f"--parts {value}: must be percents of training, validation and test that add up to 100, as 90,5,5 or 90,10")
+    return parts
 
 
 def whole_blocks(texts: Dict[str, str], size: int) -> Dict[str, str]:
@@ -90,8 +98,8 @@ def write_tokens(path: Path, text: str) -> None:
 def preprocess(out: Path) -> None:
     """fairseq-preprocess of the environment this script runs in."""
     command = [sys.executable, "-m", "fairseq_cli.preprocess", "--only-source", "--destdir", str(out / "bin")]
-    for name in SPLITS:
-        command += [f"--{name}pref", str(out / "text" / name)]
+    for path in sorted((out / "text").iterdir()):
+        command += [f"--{path.name}pref", str(path)]
     print("fairseq-preprocess", flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
@@ -99,11 +107,13 @@ def preprocess(out: Path) -> None:
         fail("fairseq-preprocess failed, see above")
 
 
-def prepare(source: Optional[Path], out: Path, as_bytes: bool, multiple: int = 1) -> None:
+def prepare(
+    source: Optional[Path], out: Path, as_bytes: bool, multiple: int = 1, parts: Sequence[int] = PARTS
+) -> None:
     """Everything in a temporary folder beside OUT, renamed at the end."""
     if out.exists():
         fail(f"--out {out}: exists already; remove it or name another folder")
-    texts = whole_blocks(split(read_text(source, as_bytes)), multiple)
+    texts = whole_blocks(split(read_text(source, as_bytes), parts), multiple)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=str(out.parent)))
@@ -121,9 +131,9 @@ def prepare(source: Optional[Path], out: Path, as_bytes: bool, multiple: int = 1
     known = set(texts["train"])
     sizes = ", ".join(f"{len(text):,} {name}" for name, text in texts.items())
     print(f"{out}: {sizes} characters, {len(known)} different")
-    unknown = {name: sum(character not in known for character in text) for name, text in texts.items()}
+    unknown = {name: sum(c not in known for c in text) for name, text in texts.items() if name != "train"}
     if any(unknown.values()):
-        print(f"not in the training text, hence <unk>: {unknown['valid']} of valid, {unknown['test']} of test")
+        print("not in the training text, hence <unk>: " + ", ".join(f"{n} of {name}" for name, n in unknown.items()))
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -134,12 +144,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--bytes", action="store_true", help="one character per byte, whatever the encoding")
     parser.add_argument("--multiple-of", type=int, default=1, metavar="N", help="cut every split to a multiple of N")
+    parser.add_argument("--parts", default="90,5,5", metavar="PERCENTS", help="training, validation[, test] (90,5,5)")
     args = parser.parse_args(argv)
     if args.multiple_of < 1:
         fail(f"--multiple-of {args.multiple_of}: must be at least 1")
     if args.bytes and args.source is None:
         fail("--bytes: needs --from")
-    prepare(args.source, args.out, args.bytes, args.multiple_of)
+    prepare(args.source, args.out, args.bytes, args.multiple_of, read_parts(args.parts))
 
 
 if __name__ == "__main__":
