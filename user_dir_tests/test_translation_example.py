@@ -1,5 +1,6 @@
 """examples/translation: rows of the table are trained once, scored and tabulated; refusals."""
 
+import json
 import os
 import subprocess
 import sys
@@ -36,24 +37,31 @@ def table(text):
 
 
 def test_rows_are_trained_once_and_tabulated(data, tmp_path):
-    environment = {"DATA": data, "OUT": str(tmp_path), "UPDATES": "2", "AVERAGE": "", "SEEDS": "2"}
+    environment = {"DATA": data, "OUT": str(tmp_path), "UPDATES": "2", "AVERAGE": "", "SEEDS": "2",
+                   "PRECISION": "fp32"}  # fmt: skip
     done = reproduce("fixed_random-normal", **environment)
     assert done.returncode == 0, done.stdout
     written = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     row = table(written)["fixed_random-normal"]
     assert row["seed"] == "2" and "words/s" not in row and "tok:none" in written
-    assert {"valid ppl", "BLEU last"} < set(row) and int(row["parameters"].replace(",", "")) > 1e6
+    assert {"valid ppl", "BLEU last", "chrF2 last"} < set(row) and int(row["parameters"].replace(",", "")) > 1e6
     folder = tmp_path / "updates2-tokens4096" / "seed2" / "fixed_random-normal"
     log = (folder / "train.log").read_text(encoding="utf-8")
+    (run,) = map(json.loads, (tmp_path / "RESULTS.jsonl").read_text().splitlines())
+    assert run["about"]["command"].startswith("UPDATES=2 SEED=2 PRECISION=fp32 bash examples/translation/train.sh")
+    assert run["about"]["torch"] and run["about"]["hardware"] and run["options"]["seed"] == "2"
     assert "'synthesizer_init': normal" in log and "'seed': 2" in log
     assert reproduce("fixed_random-normal", **environment).returncode == 0
     assert (folder / "train.log").read_text(encoding="utf-8") == log
+    (folder / "trained-2").unlink()
+    mixed = reproduce("fixed_random-normal", **{**environment, "PRECISION": "bf16"})
+    assert mixed.returncode and "was begun with PRECISION=fp32" in mixed.stdout
 
 
 @pytest.mark.parametrize(
     "arguments, environment, says",
     [
-        (["randm"], {}, "randm: no such row; the rows are transformer dot_product"),
+        (["randm"], {}, "randm: no such row; the rows are dot_product transformer"),
         ([], {"UPDATES": "0"}, "UPDATES=0: must be a positive number"),
         ([], {"AVERAGE": "some"}, "AVERAGE=some: must be a number of epochs, or empty"),
         ([], {"SEEDS": "1,2"}, "SEEDS=1,2: must be numbers separated by spaces"),

@@ -64,7 +64,9 @@ def split(text: str, parts: Sequence[int] = PARTS) -> Dict[str, str]:
 def read_parts(value: str) -> Sequence[int]:
     parts = [int(part) for part in value.split(",") if part.isdecimal() and len(part) < 3]
     if len(parts) not in (2, 3) or 0 in parts or sum(parts) != 100 or value.count(",") != len(parts) - 1:
-        fail(f"--parts {value}: must be percents of training, validation and test that add up to 100, as 90,5,5 or 90,10")
+        fail(
+            f"--parts {value}: must be percents of training, validation and test that add up to 100, as 90,5,5 or 90,10"
+        )
     return parts
 
 
@@ -107,9 +109,7 @@ def preprocess(out: Path) -> None:
         fail("fairseq-preprocess failed, see above")
 
 
-def prepare(
-    source: Optional[Path], out: Path, as_bytes: bool, multiple: int = 1, parts: Sequence[int] = PARTS
-) -> None:
+def prepare(source: Optional[Path], out: Path, as_bytes: bool, multiple: int = 1, parts: Sequence[int] = PARTS) -> None:
     """Everything in a temporary folder beside OUT, renamed at the end."""
     if out.exists():
         fail(f"--out {out}: exists already; remove it or name another folder")

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # BLEU on test2016 of what train.sh made:
 #     bash examples/translation/evaluate.sh NAME
-# translates with checkpoint_last.pt and with the average of the last five epochs (beam 5) and
+# translates with checkpoint_last.pt and with the average of the last ten epochs (beam 5) and
 # scores the translations without BPE: tokenized and lowercased text, as the data is, hence
 # --tokenize none. Environment variables: DATA, CKPT, RUN, THREADS and GPU as in train.sh; AVERAGE= (empty) leaves
-# the average out, AVERAGE=10 takes ten epochs (train.sh NAME --keep-last-epochs 10).
+# the average out, AVERAGE=5 takes five epochs.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 WORK="$ROOT/examples/translation/work"
@@ -16,7 +16,7 @@ fail() {
 
 [ $# -eq 1 ] && [ -n "$1" ] || fail "one name is needed, as for train.sh"
 NAME="$1"
-: "${DATA:=$WORK/data/bin}" "${CKPT:=$WORK/ckpt}" "${THREADS:=1}" "${RUN:=$NAME}" "${AVERAGE=5}"
+: "${DATA:=$WORK/data/bin}" "${CKPT:=$WORK/ckpt}" "${THREADS:=1}" "${RUN:=$NAME}" "${AVERAGE=10}"
 [[ "$AVERAGE" =~ ^([1-9][0-9]{0,2})?$ ]] || fail "AVERAGE=$AVERAGE: must be a number of epochs, or empty for no average"
 FOLDER="$CKPT/$RUN"
 TEXT="$(dirname "$DATA")"
@@ -51,10 +51,10 @@ score() {
     [ "$(wc -l <"$out/hypotheses.de")" -eq "$(wc -l <"$out/reference.de")" ] ||
         fail "$out: not every test sentence was translated"
     echo "$NAME, $1: $(grep -o 'Translated.*' "$out/generate.log" || true)"
-    "$PYTHON" -m sacrebleu "$out/reference.de" -i "$out/hypotheses.de" --tokenize "$TOKENIZE" --force \
-        --width 2 --format text
-    "$PYTHON" -m sacrebleu "$out/reference.de" -i "$out/hypotheses.de" --tokenize "$TOKENIZE" --force \
-        --width 2 --format json >"$out/bleu.json"
+    local scores=("$PYTHON" -m sacrebleu "$out/reference.de" -i "$out/hypotheses.de" --tokenize "$TOKENIZE" --force
+        -m bleu chrf --width 2)
+    "${scores[@]}" --format text
+    "${scores[@]}" --format json >"$out/scores.json"
 }
 
 score last "$FOLDER/checkpoint_last.pt"
