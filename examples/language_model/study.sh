@@ -47,7 +47,7 @@ one() {
     fairseq-train "$DATA" --user-dir "$ROOT/fairseq_synth" --task language_modeling $(model "$1") \
         --decoder-layers 4 --decoder-embed-dim "$DIM" --decoder-ffn-embed-dim "$((4 * DIM))" \
         --decoder-attention-heads 4 --decoder-learned-pos --share-decoder-input-output-embed --dropout "$DROPOUT" \
-        --sample-break-mode none --tokens-per-sample "$BLOCK" --batch-size "$BATCH" \
+        --sample-break-mode none --tokens-per-sample "$BLOCK" --batch-size "$BATCH" --required-batch-size-multiple 1 \
         --optimizer adam --adam-betas '(0.9, 0.99)' --weight-decay 0.1 --clip-norm 1 \
         --lr-scheduler cosine --lr "$2" --min-lr "$(awk "BEGIN {print $2 / 10}")" --warmup-updates 100 \
         --warmup-init-lr 1e-7 --lr-period-updates "$((UPDATES - 100))" --max-update "$UPDATES" \
